@@ -1,0 +1,218 @@
+"""The commands. ``jobs/`` and ``tools/`` are thin doors to them; what they need is imported when they run."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from andscale.errors import AndscaleError, UsageError
+
+app = typer.Typer(
+    name="andscale",
+    help="Image features without labels, by Anchor Neighbourhood Discovery.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="Run folder; the only or newest one below runs/ by default.")
+]
+RoundOption = Annotated[int, typer.Option("--round", min=0, help="Round number.")]
+
+
+@app.command("launch")
+def launch_round(
+    round_number: Annotated[int | None, typer.Option("--round", min=0, help="One round.")] = None,
+    rounds: Annotated[str | None, typer.Option("--rounds", metavar="A-B", help="Rounds A to B.")] = None,
+    run: RunOption = None,
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file; needed to start a run.")] = None,
+    cluster: Annotated[
+        str,
+        typer.Option("--cluster", help="auto, slurm or local; auto takes Slurm when a controller answers."),
+    ] = "auto",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps and scripts, do nothing.")] = False,
+) -> None:
+    """Run rounds: index, train, evaluate. Launching again is safe: what is done is skipped.
+
+    Without --round or --rounds, the next round. The run's name is the config's.
+
+    Example: python jobs/launch_round.py --rounds 0-2 --config configs/fashion_mnist_demo.toml
+    """
+    from andscale.orchestration.launch import LaunchRequest, launch
+    from andscale.orchestration.steps import parse_rounds
+
+    if round_number is not None and rounds is not None:
+        raise UsageError("--round and --rounds exclude each other")
+    asked = parse_rounds(rounds) if rounds is not None else None
+    if round_number is not None:
+        asked = range(round_number, round_number + 1)
+    launch(LaunchRequest(run, asked, config, tuple(overrides or ()), cluster, dry_run))
+
+
+@app.command("train")
+def train_round(round_number: RoundOption, run: RunOption = None) -> None:
+    """Train one round in this process, or on every rank that torchrun starts.
+
+    Example: torchrun --nproc-per-node 2 jobs/train_round.py --run runs/fashion_mnist_demo --round 0
+    """
+    from andscale.distributed import world_from_environment
+    from andscale.orchestration.launch import resolve_run
+    from andscale.training.loop import train_round as train
+
+    train(resolve_run(run), round_number, world_from_environment())
+
+
+@app.command("rebuild")
+def rebuild_index(round_number: RoundOption, run: RunOption = None) -> None:
+    """Find the neighbourhoods and entropies of the memory that the round before left, and pick the anchors.
+
+    Example: python jobs/rebuild_index.py --run runs/fashion_mnist_demo --round 1
+    """
+    from andscale.indexing.rebuild import rebuild_index as rebuild
+    from andscale.orchestration.launch import resolve_run
+
+    rebuild(resolve_run(run), round_number)
+
+
+@app.command("evaluate")
+def evaluate_round(round_number: RoundOption, run: RunOption = None) -> None:
+    """Measure a round's model by weighted kNN on the validation split.
+
+    Example: python jobs/evaluate_round.py --run runs/fashion_mnist_demo --round 0
+    """
+    from andscale.evaluation.evaluate import evaluate_round as evaluate
+    from andscale.orchestration.launch import resolve_run
+
+    evaluate(resolve_run(run), round_number)
+
+
+@app.command("inspect")
+def inspect_neighbours(
+    run: RunOption = None,
+    round_number: Annotated[int | None, typer.Option("--round", min=0, help="The newest by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON.")] = False,
+) -> None:
+    """Audit the purity of a round's neighbourhoods: all, anchors, and by entropy.
+
+    Example: python tools/inspect_neighbours.py --run runs/fashion_mnist_demo --round 2
+    """
+    import json
+
+    from andscale.audit.purity import inspect_round
+    from andscale.audit.tables import purity_table
+    from andscale.orchestration.launch import resolve_run
+
+    inspected = inspect_round(resolve_run(run), round_number)
+    print(json.dumps(inspected, indent=2) if as_json else purity_table(inspected))
+
+
+@app.command("discover")
+def discover(
+    features: Annotated[Path, typer.Argument(metavar="FEATURES", help=".npy, .parquet, or a folder of .parquet.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
+    num_neighbours: Annotated[int, typer.Option("--k", help="Neighbours a sample.")] = 1,
+    temperature: Annotated[float, typer.Option("--temperature", help="tau of the similarity distribution.")] = 0.1,
+    num_rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="R of the curriculum.")] = None,
+    round_number: Annotated[
+        int | None, typer.Option("--round", min=0, help="r: floor(N r/R) samples become anchors.")
+    ] = None,
+    column: Annotated[str | None, typer.Option("--column", help="The list column, if there are several.")] = None,
+) -> None:
+    """Neighbourhoods and entropies of any features: the same table as a run's, without ever training.
+
+    Example: python tools/discover.py features.npy neighbourhoods --k 10 --temperature 0.1
+    """
+    from andscale.indexing.discover import DiscoverRequest, describe, discover_features
+
+    request = DiscoverRequest(num_neighbours, temperature, round_number, num_rounds, column)
+    print(describe(discover_features(features, out, request), out))
+
+
+@app.command("prepare")
+def prepare_shards(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Name of a raw data set, see below.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="[FOLDER] OUT", help="Where the raw files lie, and the folder to write."),
+    ],
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Images a shard.")] = 8192,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core by default.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out and record them.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every hash of OUT, write nothing.")] = False,
+) -> None:
+    """Turn a raw data set into WebDataset shards with a catalogue; an interrupted run goes on where it was.
+
+    Sources: fashion-mnist, digits, cifar10, cifar100, svhn (a FOLDER with their original files, or a download), and
+    image-folder (FOLDER/train/CLASS/*, FOLDER/val/CLASS/*, or a flat FOLDER without labels).
+
+    Example: python tools/prepare_shards.py fashion-mnist data/fashion-mnist
+    """
+    from andscale.data.prepare import PrepareOptions, prepare
+    from andscale.data.shards import verify_dataset
+
+    if len(paths) > 2:
+        raise UsageError(f"{len(paths)} folders given: at most FOLDER and OUT")
+    folder, out = (paths[0], paths[1]) if len(paths) == 2 else (None, paths[0])
+    if verify:
+        dataset = verify_dataset(out)
+    else:
+        dataset = prepare(source, folder, out, PrepareOptions(samples_per_shard, workers, skip_bad))
+    counts = ", ".join(f"{split.num_samples:,} {name}" for name, split in dataset.splits.items())
+    print(f"{'every hash is right' if verify else 'prepared'}: {dataset.root} ({counts})")
+
+
+@app.command("demo")
+def demo(
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where Fashion-MNIST's IDX files lie already.")
+    ] = None,
+) -> None:
+    """Fashion-MNIST from raw files to a table of three rounds, on this machine.
+
+    Example: python tools/demo.py
+    """
+    from andscale.orchestration.demo import run_demo
+
+    run_demo(folder)
+
+
+def call(name: str | None = None, arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code; errors become one line on standard error.
+
+    Args:
+        name: a command that the arguments are for; None takes the command's name from the arguments.
+        arguments: ``sys.argv[1:]`` by default.
+    """
+    command: Any = typer.main.get_command(app)
+    program = app.info.name
+    if name is not None:
+        command, program = command.commands[name], Path(sys.argv[0]).name
+    try:
+        result = command.main(arguments, prog_name=program, standalone_mode=False)
+    except AndscaleError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()} (see {program} --help)", error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("stopped; the same command goes on from what is done", 130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
+    return result if isinstance(result, int) else 0
+
+
+def main() -> NoReturn:
+    """The console script ``andscale``."""
+    sys.exit(call())
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

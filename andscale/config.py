@@ -1,0 +1,265 @@
+"""The typed, frozen sections of a run: TOML in, JSON record out.
+
+Every section refuses unknown keys and names the valid ones. ``[resources]`` says where and how steps are run and may
+change from launch to launch; everything else decides the results, is frozen at the first launch and hashed.
+"""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from andscale.errors import UsageError
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, no silent conversions, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which prepared data set is read, and how."""
+
+    dataset: str
+    """Folder made by tools/prepare_shards.py; relative paths are taken from where the run is first launched."""
+    image_size: int = Field(default=32, ge=4, le=1024)
+    """Height and width of the network's input, pixels."""
+    max_train_samples: int | None = Field(default=None, ge=2)
+    """Use the first so many training images only; None uses all."""
+    max_val_samples: int | None = Field(default=None, ge=1)
+    """Use the first so many validation images only; None uses all."""
+    in_memory_bytes: int = Field(default=2 * 1024**3, ge=0)
+    """Images of one common size are decoded once and held as uint8 in every rank up to this size; larger splits are
+    read from the shards. 0 always reads from the shards."""
+    num_workers: int = Field(default=4, ge=0)
+    """Reading processes a rank, where images are read from the shards."""
+
+
+class AugmentConfig(Section):
+    """Training augmentation; the defaults are the published ones."""
+
+    min_crop_scale: float = Field(default=0.2, gt=0, le=1)
+    """Least area of the random-resized crop, as a fraction of the image's."""
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    brightness: float = Field(default=0.4, ge=0, le=1)
+    contrast: float = Field(default=0.4, ge=0, le=1)
+    saturation: float = Field(default=0.4, ge=0, le=1)
+    hue: float = Field(default=0.4, ge=0, le=0.5)
+    """Greatest rotation of the hue, in turns."""
+    grayscale_probability: float = Field(default=0.2, ge=0, le=1)
+
+
+class ModelConfig(Section):
+    """The backbone and its embedding head."""
+
+    backbone: str = "resnet18"
+    """One of the names that training/backbones.py builds."""
+    stem: Literal["small", "imagenet"] = "small"
+    """``small``: 3x3, stride 1, no pooling, for images of about 32 pixels; ``imagenet``: 7x7, stride 2, max-pool."""
+    feature_dim: int = Field(default=128, ge=2)
+    """D, the length of a feature."""
+
+
+class MethodConfig(Section):
+    """Anchor Neighbourhood Discovery; the defaults are the published ones."""
+
+    num_rounds: int = Field(default=4, ge=1)
+    """R: in round r the floor(N r/R) samples of lowest entropy are anchors (eq 6)."""
+    num_neighbours: int = Field(default=1, ge=1)
+    """k: neighbours of a sample besides itself (eq 1)."""
+    temperature: float = Field(default=0.1, gt=0)
+    """tau of p_ij (eq 2)."""
+    memory_momentum: float = Field(default=0.5, gt=0, le=1)
+    """eta: the share of the new feature in the memory update (eq 8)."""
+
+
+class OptimConfig(Section):
+    """SGD with Nesterov momentum and its schedule, which starts anew in every round."""
+
+    num_epochs: int = Field(default=200, ge=1)
+    """Epochs a round."""
+    global_batch_size: int = Field(default=128, ge=2)
+    """Largest number of samples of one step, over all ranks."""
+    learning_rate: float = Field(default=0.03, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["step", "cosine"] = "step"
+    """``step``: times ``decay_factor`` at ``first_decay_epoch`` and every ``decay_every_epochs`` after it (published);
+    ``cosine``: to zero over the round, step by step."""
+    first_decay_epoch: int = Field(default=80, ge=1)
+    decay_every_epochs: int = Field(default=40, ge=1)
+    decay_factor: float = Field(default=0.1, gt=0, le=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps at the start of a round over which the rate rises linearly from zero."""
+
+
+class IndexConfig(Section):
+    """The rebuild job."""
+
+    check_rows: int = Field(default=1000, ge=1)
+    """Rows that are searched again in float64 and compared before anything is published."""
+    tile_bytes: int = Field(default=256 * 1024**2, ge=1024)
+    """Size of a block of float32 similarities that the sweep holds at a time."""
+
+
+class EvaluationConfig(Section):
+    """Weighted kNN."""
+
+    num_neighbours: int = Field(default=200, ge=1)
+    """K: training samples that vote."""
+    temperature: float = Field(default=0.07, gt=0)
+    """A vote weighs exp(similarity / temperature)."""
+    batch_size: int = Field(default=500, ge=1)
+
+
+class ResourcesConfig(Section):
+    """Where and how the steps run; may differ from launch to launch."""
+
+    num_nodes: int = Field(default=1, ge=1)
+    """Nodes of a training job."""
+    tasks_per_node: int = Field(default=1, ge=1)
+    """Ranks on each node of a training job; one GPU each where the node has them."""
+    gpus_per_node: int | None = Field(default=None, ge=0)
+    """None: all GPUs of this machine locally, and on Slurm whatever the partition gives unasked."""
+    cpus_per_task: int | None = Field(default=None, ge=1)
+    """CPUs of a training rank; None leaves Slurm its default and shares this machine's cores out locally."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Memory a node."""
+    timeout_min: int = Field(default=1440, ge=1)
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+
+
+class RunConfig(Section):
+    """A whole run. The defaults are the published settings."""
+
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    optim: OptimConfig = OptimConfig()
+    index: IndexConfig = IndexConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _batch_reaches_every_rank(self) -> "RunConfig":
+        ranks = self.resources.num_nodes * self.resources.tasks_per_node
+        if self.optim.global_batch_size < 2 * ranks:
+            raise ValueError(
+                f"optim.global_batch_size = {self.optim.global_batch_size} leaves some of {ranks} ranks without a "
+                f"sample: it must be at least {2 * ranks}"
+            )
+        return self
+
+    def scientific_record(self) -> dict[str, Any]:
+        """All that decides the results: every section but ``[resources]``, as plain JSON values."""
+        record: dict[str, Any] = self.model_dump(mode="json", exclude={"resources"})
+        return record
+
+    def digest(self) -> str:
+        """BLAKE3 of ``scientific_record`` as canonical JSON; stands in every manifest."""
+        from andscale.store.artifacts import hash_bytes
+
+        canonical = json.dumps(self.scientific_record(), sort_keys=True, separators=(",", ":"))
+        return hash_bytes(canonical.encode())
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a TOML file into a RunConfig, ``section.key=value`` overrides on top.
+
+    Raises:
+        UsageError: no such file, not TOML, an unknown key (the valid ones are listed), a value out of range.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no config file {path}: the ones at hand are in configs/") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    return build_config(apply_overrides(values, overrides or []), str(path))
+
+
+def build_config(values: dict[str, Any], where: str) -> RunConfig:
+    """Validate plain values; ``where`` names their origin in errors."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """``values`` with each ``section.key=value`` set; a value is read as TOML, or else as a string.
+
+    Raises:
+        UsageError: an override without ``=`` or with an empty name.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(values))
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        *sections, key = name.strip().split(".")
+        if not equals or not key or not all(sections):
+            raise UsageError(f"--set {override!r} is not of the form section.key=value")
+        target = result
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UsageError(f"--set {override!r}: {section!r} is not a section")
+        target[key] = _parse_value(text.strip())
+    return result
+
+
+def config_differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """``section.key: old -> new`` for every setting that decides the results and differs."""
+    before, after = _flatten(old.scientific_record()), _flatten(new.scientific_record())
+    return [
+        f"{key}: {_show(before.get(key))} -> {_show(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _parse_value(text: str) -> Any:
+    if text == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value)
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as 'section.key: what is wrong'."""
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        *sections, _ = error["loc"]
+        section: type[BaseModel] = RunConfig
+        for name in sections:
+            section = section.model_fields[str(name)].annotation  # type: ignore[assignment]
+        return f"unknown key {location}; valid here: {', '.join(sorted(section.model_fields))}"
+    if error["type"] == "missing":
+        return f"{location} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if not location:
+        return message
+    return f"{location} = {_show(error['input']) if _is_plain(error['input']) else '...'}: {message}"
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float, bool, type(None)))

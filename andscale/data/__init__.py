@@ -1,0 +1,1 @@
+"""Images in: raw data sets, WebDataset shards and their catalogue, batches, augmentation."""

@@ -1,0 +1,151 @@
+"""Encoded images to pixels; every way in which a file can be broken becomes one error with a reason.
+
+EXIF orientation is not applied: an image is what its pixels are, as in the published experiments. Of animated files
+the first frame counts.
+"""
+
+import io
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from andscale.errors import RunError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
+_READERS = ("JPEG", "PNG", "WEBP", "BMP")
+_MAX_PIXELS = 89_478_485
+"""More is taken for a decompression bomb; the figure above which Pillow warns."""
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an encoded image says of itself: suffix of its real format, size in pixels."""
+
+    suffix: str
+    width: int
+    height: int
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Format and size, found in the bytes and not in a file's name; pixels are not decoded.
+
+    Raises:
+        RunError: the text is the bare reason, for callers to put the file's name before it.
+    """
+    return _header(_open(data))
+
+
+def check_image(data: bytes) -> ImageHeader:
+    """Decode an image whole, at an eighth of its size where JPEG allows it, so that truncation is noticed.
+
+    Raises:
+        RunError: the text is the bare reason, for callers to put the file's name before it.
+    """
+    image = _open(data)
+    header = _header(image)
+    # the entropy coding is read to its end at every scale, only the inverse transforms are saved
+    image.draft(None, (1, 1))
+    _load(image)
+    return header
+
+
+def open_rgb(data: bytes, draft_size: tuple[int, int] | None = None) -> "Image.Image":
+    """Decode an image into Pillow's mode RGB.
+
+    Alpha is dropped, palettes are looked up, 16-bit gray keeps its upper 8 bits, CMYK (Adobe's inverted form too) is
+    converted as Pillow does.
+
+    Args:
+        data: JPEG, PNG, WebP or BMP.
+        draft_size: (height, width) that is enough for the caller: a JPEG is then decoded at 1/2, 1/4 or 1/8 of its
+            size, the smallest that is not below; None decodes the full size.
+
+    Raises:
+        RunError: damaged, another format, too large.
+    """
+    try:
+        image = _open(data)
+        if draft_size is not None:
+            image.draft(None, (draft_size[1], draft_size[0]))
+        _load(image)
+        return _to_rgb(image)
+    except RunError as error:
+        raise RunError(f"an image cannot be decoded: {error}") from None
+
+
+def decode_rgb(data: bytes, draft_size: tuple[int, int] | None = None) -> np.ndarray:
+    """``open_rgb`` as an array: (H, W, 3) uint8."""
+    return np.asarray(open_rgb(data, draft_size))
+
+
+def read_image_bytes(file_descriptor: int, offset: int, length: int) -> bytes:
+    """``length`` bytes at ``offset`` of an open shard; safe to call from several threads and processes.
+
+    Raises:
+        RunError: the shard ends before, or the disk fails.
+    """
+    parts, position, end = [], offset, offset + length
+    while position < end:
+        try:
+            part = os.pread(file_descriptor, end - position, position)
+        except OSError as error:
+            raise RunError(f"a shard cannot be read at byte {position}: {error.strerror}") from None
+        if not part:
+            raise RunError(
+                f"a shard ends at byte {position}, but an image lies at {offset}..{end}: verify the data set"
+            )
+        parts.append(part)
+        position += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _open(data: bytes) -> "Image.Image":
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise RunError("empty file")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_READERS)
+    except UnidentifiedImageError:
+        raise RunError("not a JPEG, PNG, WebP or BMP image") from None
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
+        raise RunError(_reason(error)) from None
+    if not 0 < image.width * image.height <= _MAX_PIXELS:
+        raise RunError(f"{image.width}x{image.height} pixels, allowed are 1 to {_MAX_PIXELS:,}")
+    return image
+
+
+def _load(image: "Image.Image") -> None:
+    try:
+        image.load()
+    except Exception as error:  # as above
+        raise RunError(_reason(error)) from None
+
+
+def _header(image: "Image.Image") -> ImageHeader:
+    return ImageHeader(_SUFFIXES[image.format or ""], image.width, image.height)
+
+
+def _to_rgb(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips at 255 and would turn nearly all of a 16-bit image white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's text, or its type where there is none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

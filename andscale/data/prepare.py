@@ -1,0 +1,296 @@
+"""Raw data set -> prepared data set: WebDataset shards, catalogue, ``dataset.json``.
+
+The work may be killed at any moment and started again: a finished shard has its part in ``OUT/.parts`` and is kept
+if it still has the recorded hash; ``OUT/dataset.json`` is written last.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from andscale.data.shard_writer import (
+    PARTS_NAME,
+    CheckJob,
+    ShardJob,
+    ShardResult,
+    check_images,
+    finish_split,
+    write_shard,
+)
+from andscale.data.shards import (
+    DATASET_FORMAT,
+    DATASET_NAME,
+    DATASET_VERSION,
+    SPLITS,
+    PreparedDataset,
+    open_dataset,
+    read_record,
+)
+from andscale.data.sources import RawDataset, open_source
+from andscale.data.workers import run_jobs
+from andscale.errors import RunError, UsageError
+from andscale.metrics import Progress
+from andscale.store.artifacts import check_writable, write_file
+
+_PLAN_NAME = "plan.json"
+_FILE = r"((train|val)(-\d{6,}\.tar|\.parquet)|dataset\.json)"
+_OURS = re.compile(rf"{_FILE}|\.{_FILE}\.tmp-[0-9a-f]{{16}}")
+_NUM_SHOWN = 20
+_IMAGES_PER_CHECK = 256
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """How a data set is prepared.
+
+    Attributes:
+        samples_per_shard: images a shard; the last one of a split may have fewer.
+        num_workers: processes; None: one a core that this process may use.
+        skip_bad: leave unreadable images out and record them, instead of stopping.
+    """
+
+    samples_per_shard: int = 8192
+    num_workers: int | None = None
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples_per_shard < 1:
+            raise UsageError(f"samples_per_shard = {self.samples_per_shard}: it must be at least 1")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise UsageError(f"num_workers = {self.num_workers}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is being prepared: frozen in ``.parts/plan.json`` when writing begins, compared when it goes on.
+
+    Attributes:
+        source, identity: of the raw data set.
+        samples_per_shard: as asked.
+        skipped: images that are left out: split, position in it, source, reason.
+    """
+
+    source: str
+    identity: str
+    samples_per_shard: int
+    skipped: list[dict[str, Any]]
+
+
+def prepare(source: str, folder: Path | None, out: Path, options: PrepareOptions | None = None) -> PreparedDataset:
+    """Write the raw data set ``source`` as a prepared data set into ``out``; goes on where an earlier start stopped.
+
+    Args:
+        source: one of ``sources.SOURCES``.
+        folder: where the raw files are; None: where ``open_source`` finds or downloads them.
+        out: a folder that does not exist, is empty, or holds this work half done or done.
+        options: shard size, processes, unreadable images.
+
+    Raises:
+        UsageError: ``out`` holds something else; nothing was touched.
+        RunError: unreadable images (listed), damaged sources, a full disk.
+    """
+    options = options or PrepareOptions()
+    _refuse_foreign(out)
+    raw = open_source(source, folder)
+    _say(f"{raw.name}: {', '.join(f'{len(s):,} {n}' for n, s in raw.splits.items())} images from {raw.obtained_from}")
+    finished = _already_prepared(out, raw, options)
+    if finished is not None:
+        return finished
+    check_writable(out)
+    num_workers = options.num_workers or _num_cores()
+    with _locked(out / PARTS_NAME):
+        plan = _load_plan(out, raw, options)
+        if plan is None:
+            plan = _Plan(raw.name, raw.identity, options.samples_per_shard, _unreadable(raw, out, options, num_workers))
+            write_file(out / PARTS_NAME / _PLAN_NAME, _json(asdict(plan)))
+        for leftover in out.glob(".*.tmp-*"):
+            leftover.unlink()
+        results = _write_shards(raw, plan, out, num_workers)
+        splits = {split: finish_split(out, split, results[split]) for split in SPLITS}
+        _write_dataset(out, raw, plan, splits)
+        shutil.rmtree(out / PARTS_NAME)
+    return open_dataset(out)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise UsageError unless ``out`` is absent, empty, or holds only what an earlier start wrote."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"{out} is not a folder: choose another place")
+    names = sorted({path.name for path in out.iterdir()} - {PARTS_NAME})
+    was_begun = (out / DATASET_NAME).is_file() or (out / PARTS_NAME / _PLAN_NAME).is_file()
+    foreign = [name for name in names if not was_begun or not _OURS.fullmatch(name)]
+    if foreign:
+        raise UsageError(f"{out} holds {foreign[0]!r}, which is not of a data set prepared here: choose another folder")
+
+
+def _already_prepared(out: Path, raw: RawDataset, options: PrepareOptions) -> PreparedDataset | None:
+    record = read_record(out)
+    if record is None:
+        return None
+    wanted = {"name": raw.name, "identity": raw.identity, "samples_per_shard": options.samples_per_shard}
+    different = [key for key, value in wanted.items() if record.get(key) != value]
+    if record.get("skipped") and not options.skip_bad:
+        different.append("skip_bad")
+    if different:
+        raise UsageError(
+            f"{out} holds another prepared data set ({', '.join(different)}): remove it or choose another folder"
+        )
+    dataset = open_dataset(out)
+    # a start that was killed after its last step left this
+    shutil.rmtree(out / PARTS_NAME, ignore_errors=True)
+    _say(f"{out} is already prepared")
+    return dataset
+
+
+def _load_plan(out: Path, raw: RawDataset, options: PrepareOptions) -> _Plan | None:
+    """The plan of an earlier start; UsageError when it prepared something else."""
+    path = out / PARTS_NAME / _PLAN_NAME
+    if not path.is_file():
+        return None
+    try:
+        plan = _Plan(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        raise RunError(f"{path} is damaged: remove {out} and start again") from None
+    wanted = {"source": raw.name, "identity": raw.identity, "samples_per_shard": options.samples_per_shard}
+    different = [key for key, value in wanted.items() if getattr(plan, key) != value]
+    if plan.skipped and not options.skip_bad:
+        different.append("skip_bad")
+    if different:
+        raise UsageError(
+            f"{out} holds the unfinished work of a start that differs ({', '.join(different)}): go on as it was begun, "
+            f"or remove {out} to begin anew"
+        )
+    return plan
+
+
+def _unreadable(raw: RawDataset, out: Path, options: PrepareOptions, num_workers: int) -> list[dict[str, Any]]:
+    """Decode every file-backed image once; lists those that cannot be, and stops unless they may be skipped."""
+    total = sum(len(samples) for samples in raw.splits.values() if samples.is_file_backed)
+    found = []
+    with Progress("check", total, "images") as progress:
+        for job, complaints in run_jobs(check_images, _check_jobs(raw), _no_more_than(num_workers, total)):
+            progress.advance(len(job.samples))
+            found += [(SPLITS.index(job.split), job.first + at, reason) for at, reason in complaints]
+    skipped = [
+        {"split": SPLITS[split], "position": at, "source": raw.splits[SPLITS[split]].describe(at), "reason": reason}
+        for split, at, reason in sorted(found)
+    ]
+    if not skipped:
+        return []
+    # JSON strings, so that a file name with a line break stays on its line
+    lines = [f"{json.dumps(s['source'], ensure_ascii=False)}: {s['reason']}" for s in skipped]
+    listed_in = out / PARTS_NAME / "unreadable.txt"
+    write_file(listed_in, "".join(f"{line}\n" for line in lines).encode())
+    for line in lines[:_NUM_SHOWN]:
+        _say(f"{'left out' if options.skip_bad else 'unreadable'}: {line}")
+    if len(lines) > _NUM_SHOWN:
+        _say(f"and {len(lines) - _NUM_SHOWN} more, listed in {listed_in}")
+    if not options.skip_bad:
+        raise RunError(
+            f"{len(lines)} of {total} images cannot be read (all are listed in {listed_in}): mend or remove them, or "
+            "leave them out with --skip-bad"
+        )
+    return skipped
+
+
+def _check_jobs(raw: RawDataset) -> Iterator[CheckJob]:
+    for split, samples in raw.splits.items():
+        for first in range(0, len(samples) if samples.is_file_backed else 0, _IMAGES_PER_CHECK):
+            last = min(first + _IMAGES_PER_CHECK, len(samples))
+            yield CheckJob(split, first, samples.take(np.arange(first, last)))
+
+
+def _write_shards(raw: RawDataset, plan: _Plan, out: Path, num_workers: int) -> dict[str, list[ShardResult]]:
+    """Write all shards; returns each split's results in the order of the shards."""
+    positions = {split: _kept_positions(raw, plan, split) for split in SPLITS}
+    if not len(positions["train"]):
+        raise RunError(f"none of the training images of {raw.name} can be read: nothing is left to prepare")
+    numbered: dict[str, dict[int, ShardResult]] = {split: {} for split in SPLITS}
+    total = sum(len(p) for p in positions.values())
+    jobs = _shard_jobs(raw, positions, out, plan.samples_per_shard)
+    with Progress("write", total, "images") as progress:
+        for job, result in run_jobs(write_shard, jobs, _no_more_than(num_workers, total, plan.samples_per_shard)):
+            numbered[job.split][job.number] = result
+            progress.advance(result.record.rows)
+    results = {split: [numbered[split][number] for number in sorted(numbered[split])] for split in SPLITS}
+    was_kept = [result.was_kept for split in SPLITS for result in results[split]]
+    if any(was_kept):
+        _say(f"kept {sum(was_kept)} of {len(was_kept)} shards, which an earlier start had finished")
+    return results
+
+
+def _kept_positions(raw: RawDataset, plan: _Plan, split: str) -> np.ndarray:
+    """(N,) int64, positions of the readable images of a split; a sample's id is its place among them."""
+    skipped = [s["position"] for s in plan.skipped if s["split"] == split]
+    return np.delete(np.arange(len(raw.splits[split])), np.array(skipped, np.int64))
+
+
+def _shard_jobs(
+    raw: RawDataset, positions: dict[str, np.ndarray], out: Path, samples_per_shard: int
+) -> Iterator[ShardJob]:
+    for split, kept in positions.items():
+        for number, first_id in enumerate(range(0, len(kept), samples_per_shard)):
+            samples = raw.splits[split].take(kept[first_id : first_id + samples_per_shard])
+            yield ShardJob(out, split, number, first_id, samples)
+
+
+def _write_dataset(out: Path, raw: RawDataset, plan: _Plan, splits: dict[str, dict[str, Any]]) -> None:
+    """Write ``dataset.json``: from here on the data set is prepared."""
+    record = {
+        "format": DATASET_FORMAT,
+        "format_version": DATASET_VERSION,
+        "name": raw.name,
+        "identity": raw.identity,
+        "obtained_from": raw.obtained_from,
+        "classes": list(raw.classes),
+        "samples_per_shard": plan.samples_per_shard,
+        "splits": splits,
+        "skipped": [{key: s[key] for key in ("split", "source", "reason")} for s in plan.skipped],
+    }
+    write_file(out / DATASET_NAME, _json(record))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the work for this process; RunError when another one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is preparing {folder.parent}: let it finish, or stop it first") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _no_more_than(num_workers: int, num_samples: int, samples_per_job: int = _IMAGES_PER_CHECK) -> int:
+    """No more processes than jobs."""
+    return max(1, min(num_workers, -(-num_samples // samples_per_job)))
+
+
+def _num_cores() -> int:
+    """Cores that this process may use; Slurm and containers narrow them."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _say(text: str) -> None:
+    """Results go to standard output, so what happens on the way goes beside the progress bar."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,291 @@
+"""Prepared data sets: WebDataset shards and their catalogue, opened, verified and read.
+
+OUT/dataset.json            written last: it is what "prepared" means
+OUT/train.parquet           the catalogue: where in which shard each image lies
+OUT/train-000000.tar ...    NNNNNNNNN.jpg and NNNNNNNNN.cls of samples in the order of their ids
+OUT/val.parquet, OUT/val-000000.tar ...
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from andscale.data.images import decode_rgb, open_rgb, read_image_bytes
+from andscale.errors import RunError, UsageError
+from andscale.metrics import Progress
+from andscale.store.artifacts import FileRecord, hash_bytes, verify_file
+from andscale.store.parquet import check_ids, column_to_numpy, open_table
+
+__all__ = [
+    "Catalogue",
+    "PreparedDataset",
+    "ShardRecord",
+    "SplitRecord",
+    "decode_rgb",
+    "load_catalogue",
+    "open_dataset",
+    "open_rgb",
+    "read_image_bytes",
+    "stream_samples",
+    "verify_dataset",
+]
+
+DATASET_NAME = "dataset.json"
+DATASET_FORMAT = "andscale.dataset"
+DATASET_VERSION = 1
+CATALOGUE_KIND = "catalogue"
+SPLITS = ("train", "val")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NUM_HASHING_THREADS = 4
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard; ``rows`` counts samples."""
+
+    name: str
+    rows: int
+    bytes: int
+    blake3: str
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """One split; ``uniform_size`` is (height, width) when all its images share one size."""
+
+    num_samples: int
+    shards: tuple[ShardRecord, ...]
+    catalogue: FileRecord
+    uniform_size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A prepared data set.
+
+    Attributes:
+        root: its folder.
+        name: the source that it was made from.
+        classes: names by class number; empty when there are no labels.
+        splits: ``train`` and ``val``; ``val`` may be empty.
+        fingerprint: BLAKE3 of ``dataset.json``'s content. Where the raw files were found is left out of it, so the
+            same images, prepared alike, have the same fingerprint everywhere.
+    """
+
+    root: Path
+    name: str
+    classes: tuple[str, ...]
+    splits: dict[str, SplitRecord]
+    fingerprint: str
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Where each image of a split lies, by sample id.
+
+    Attributes:
+        shards: paths.
+        shard_numbers: (N,) int32, positions in ``shards``.
+        offsets: (N,) int64, of the image's first byte in its shard.
+        lengths: (N,) int64, bytes.
+        labels: (N,) int32, -1 = none.
+        keys: N WebDataset keys.
+        sources: N descriptions of where the images came from.
+    """
+
+    shards: tuple[Path, ...]
+    shard_numbers: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+    keys: list[str]
+    sources: list[str]
+
+
+def open_dataset(root: Path) -> PreparedDataset:
+    """Read and check ``dataset.json``; shards and catalogues are looked at when they are used.
+
+    Raises:
+        UsageError: ``root`` is not a prepared data set.
+        RunError: its record is damaged, newer than this program, or names files outside the folder.
+    """
+    path = root / DATASET_NAME
+    record = read_record(root)
+    if record is None:
+        raise UsageError(f"{root} is not a prepared data set: make it with tools/prepare_shards.py")
+    try:
+        splits = {split: _parse_split(path, record["splits"][split]) for split in SPLITS}
+        content = {key: value for key, value in record.items() if key != "obtained_from"}
+        fingerprint = hash_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+        return PreparedDataset(root, str(record["name"]), tuple(record["classes"]), splits, fingerprint)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data set again") from None
+
+
+def read_record(root: Path) -> dict[str, Any] | None:
+    """The content of ``dataset.json``, its format and version checked; None when there is none."""
+    path = root / DATASET_NAME
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise RunError(f"{path} is damaged: it is not JSON") from None
+    if not isinstance(record, dict) or record.get("format") != DATASET_FORMAT:
+        raise RunError(f"{path} is not a record of andscale: {root} was prepared by another program")
+    if record.get("format_version") != DATASET_VERSION:
+        raise RunError(
+            f"{path} has format version {record.get('format_version')}, this andscale reads {DATASET_VERSION}: "
+            "use the andscale that wrote it, or prepare the data set again"
+        )
+    return record
+
+
+def verify_dataset(root: Path) -> PreparedDataset:
+    """Check size and BLAKE3 of every shard and catalogue.
+
+    Raises:
+        UsageError: ``root`` is not a prepared data set.
+        RunError: the first bad file, and how many are bad.
+    """
+    dataset = open_dataset(root)
+    files = [f for split in dataset.splits.values() for f in (split.catalogue, *split.shards)]
+
+    def complaint(file: FileRecord | ShardRecord) -> str | None:
+        try:
+            verify_file(root / file.name, file.bytes, file.blake3)
+        except RunError as error:
+            return str(error)
+        return None
+
+    complaints = []
+    # threads: hashing and reading release the interpreter
+    with Progress("verify", len(files), "files") as progress, ThreadPoolExecutor(_NUM_HASHING_THREADS) as pool:
+        for text in pool.map(complaint, files):
+            complaints += [] if text is None else [text]
+            progress.advance()
+    if complaints:
+        raise RunError(f"{complaints[0]} ({len(complaints)} of {len(files)} files of {root} are bad)")
+    return dataset
+
+
+def load_catalogue(dataset: PreparedDataset, split: str, max_samples: int | None = None) -> Catalogue:
+    """The catalogue of a split, its hash and its every row checked, in the order of sample ids.
+
+    Args:
+        dataset: the prepared data set.
+        split: ``train`` or ``val``.
+        max_samples: the first so many samples only; None: all.
+
+    Raises:
+        RunError: the file is damaged; ids that are not 0..N-1, each once; an image that lies outside its shard.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    record = _split_record(dataset, split)
+    path = dataset.root / record.catalogue.name
+    verify_file(path, record.catalogue.bytes, record.catalogue.blake3)
+    columns = ("sample_id", "key", "shard", "offset", "length", "label", "source")
+    with open_table(path, columns, CATALOGUE_KIND) as file:
+        table = file.read().combine_chunks()
+
+    def numbers(column: Any, name: str, dtype: type[np.generic]) -> np.ndarray:
+        return column_to_numpy(path, name, column.combine_chunks()).astype(dtype, copy=False)
+
+    ids = numbers(table["sample_id"], "sample_id", np.int64)
+    check_ids(path, ids, record.num_samples)
+    if (np.diff(ids) < 0).any():
+        table = table.take(pa.array(np.argsort(ids)))
+    names = pa.array([shard.name for shard in record.shards], pa.string())
+    arrays = {
+        "shard_numbers": numbers(pc.index_in(table["shard"], value_set=names), "shard", np.int32),
+        "offsets": numbers(table["offset"], "offset", np.int64),
+        "lengths": numbers(table["length"], "length", np.int64),
+        "labels": numbers(table["label"], "label", np.int32),
+    }
+    _check_rows(path, arrays, record, len(dataset.classes))
+    return Catalogue(
+        shards=tuple(dataset.root / shard.name for shard in record.shards),
+        keys=table["key"].slice(0, max_samples).to_pylist(),
+        sources=table["source"].slice(0, max_samples).to_pylist(),
+        **{name: values[:max_samples] for name, values in arrays.items()},
+    )
+
+
+def stream_samples(dataset: PreparedDataset, split: str) -> Iterator[tuple[str, bytes, int]]:
+    """(key, image bytes, label) of each sample in the order of the shards, read with ``webdataset``.
+
+    The shards are opened here and handed over as streams: webdataset, which would run ``pipe:`` URLs as commands,
+    sees no address at all.
+
+    Raises:
+        RunError: a shard is missing or damaged.
+    """
+    from tarfile import TarError
+
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    record = _split_record(dataset, split)
+
+    def streams() -> Iterator[dict[str, Any]]:
+        for shard in record.shards:
+            with (dataset.root / shard.name).open("rb") as stream:
+                yield {"url": shard.name, "stream": stream}
+
+    try:
+        for sample in group_by_keys(tar_file_expander(streams())):
+            label = sample.pop("cls", None)
+            images = [value for suffix, value in sample.items() if not suffix.startswith("__")]
+            if len(images) != 1:
+                raise ValueError(f"{sample['__key__']} has {len(images)} images")
+            yield sample["__key__"], images[0], -1 if label is None else int(label)
+    except (TarError, OSError, ValueError) as error:
+        raise RunError(f"the shards of {dataset.root} cannot be read ({error}): verify the data set") from None
+
+
+def _split_record(dataset: PreparedDataset, split: str) -> SplitRecord:
+    if split not in dataset.splits:
+        raise UsageError(f"no split {split!r}: choose one of {', '.join(dataset.splits)}")
+    return dataset.splits[split]
+
+
+def _parse_split(path: Path, record: dict[str, Any]) -> SplitRecord:
+    shards = tuple(ShardRecord(**shard) for shard in record["shards"])
+    catalogue = FileRecord(**record["catalogue"])
+    files: list[ShardRecord | FileRecord] = [*shards, catalogue]
+    for file in files:
+        if not _PLAIN_NAME.fullmatch(file.name):
+            raise RunError(f"{path} names a file outside its folder: {file.name!r}")
+        if type(file.rows) is not int or type(file.bytes) is not int or min(file.rows, file.bytes) < 0:
+            raise ValueError(f"rows or bytes of {file.name}")
+    num_samples = record["num_samples"]
+    if not num_samples == catalogue.rows == sum(shard.rows for shard in shards):
+        raise ValueError("the counts of samples differ")
+    sizes = record["image_sizes"]
+    is_uniform = bool(sizes) and (sizes["min_height"], sizes["min_width"]) == (sizes["max_height"], sizes["max_width"])
+    uniform_size = (int(sizes["max_height"]), int(sizes["max_width"])) if is_uniform else None
+    return SplitRecord(num_samples, shards, catalogue, uniform_size)
+
+
+def _check_rows(path: Path, arrays: dict[str, np.ndarray], record: SplitRecord, num_classes: int) -> None:
+    """Every image lies inside its shard, every label is a class number, as many rows a shard as recorded."""
+    shard_bytes = np.array([shard.bytes for shard in record.shards], np.int64)
+    ends, lengths = shard_bytes[arrays["shard_numbers"]], arrays["lengths"]
+    # written as a difference: offset + length could overflow
+    outside = (arrays["offsets"] < 0) | (lengths <= 0) | (arrays["offsets"] > ends - lengths)
+    if outside.any():
+        raise RunError(f"{path}: the image of sample {np.flatnonzero(outside)[0]} lies outside its shard")
+    wrong = (arrays["labels"] < -1) | (arrays["labels"] >= num_classes)
+    if wrong.any():
+        raise RunError(f"{path}: sample {np.flatnonzero(wrong)[0]} has a label outside 0..{num_classes - 1}")
+    counts = np.bincount(arrays["shard_numbers"], minlength=len(record.shards))
+    for shard, count in zip(record.shards, counts, strict=True):
+        if count != shard.rows:
+            raise RunError(f"{path} lists {count} images in {shard.name}, its record says {shard.rows}")

@@ -1,0 +1,150 @@
+"""The process group: which rank this is, and the few collectives that are used."""
+
+import datetime
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from andscale.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+_TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of a job."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which logs and publishes."""
+        return self.rank == 0
+
+
+def world_from_environment() -> World:
+    """The world that torchrun or the orchestrator describes in RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return World(
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=size,
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
+    )
+
+
+@contextmanager
+def process_group(world: World) -> "Iterator[torch.device]":
+    """Join the job's process group for the time of the block; a world of one needs none.
+
+    Yields:
+        The device of this rank: its GPU with NCCL, or the CPU with gloo and this rank's share of the cores.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        if world.local_world_size > torch.cuda.device_count():
+            raise UsageError(
+                f"{world.local_world_size} ranks on a node of {torch.cuda.device_count()} GPUs: set "
+                "resources.tasks_per_node to the number of GPUs, or resources.gpus_per_node = 0 to train on the CPU"
+            )
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // world.local_world_size))
+    if world.world_size == 1:
+        yield device
+        return
+    # both backends: tensors of a GPU go through NCCL, hashes and other small records through gloo
+    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, rank=world.rank, world_size=world.world_size, timeout=_TIMEOUT, init_method="env://"
+    )
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    """Whether a process group is up."""
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
+def all_gather_rows(rows: "torch.Tensor", counts: list[int]) -> "torch.Tensor":
+    """Concatenate the rows of all ranks in rank order.
+
+    Args:
+        rows: (counts[rank], ...) this rank's rows.
+        counts: rows of every rank; known on all of them, so no sizes travel.
+
+    Returns:
+        (sum(counts), ...) on every rank, same dtype and device.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if not is_distributed():
+        return rows
+    # gloo gathers equal sizes only: pad to the longest, cut after
+    longest = max(counts)
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def all_reduce_max(values: "torch.Tensor") -> "torch.Tensor":
+    """Element-wise maximum over the ranks, in place."""
+    import torch.distributed as dist
+
+    if is_distributed():
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def all_reduce_sum(values: "torch.Tensor") -> "torch.Tensor":
+    """Sum over the ranks, in place."""
+    import torch.distributed as dist
+
+    if is_distributed():
+        dist.all_reduce(values)
+    return values
+
+
+def gather_records(value: Any) -> list[Any]:
+    """Every rank's JSON value, in rank order, on every rank. JSON, not pickle (promise 6)."""
+    import torch
+    import torch.distributed as dist
+
+    if not is_distributed():
+        return [value]
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = [torch.empty(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(data)]))
+    counts = [int(size) for size in sizes]
+    joined = torch.split(all_gather_rows(data, counts), counts)
+    return [json.loads(bytes(part.tolist())) for part in joined]
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    import torch.distributed as dist
+
+    if is_distributed():
+        dist.barrier()

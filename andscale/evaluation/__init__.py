@@ -1,0 +1,1 @@
+"""Embedding of a split and weighted kNN over the embeddings."""

@@ -1,0 +1,1 @@
+"""The rebuild job: neighbours, entropies, curriculum. Never imports ``training``."""

@@ -1,0 +1,72 @@
+"""Neighbourhoods and entropies of any features, without a run."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from andscale.config import IndexConfig
+from andscale.errors import UsageError
+from andscale.indexing.exact import check_against_float64, check_request, discover
+from andscale.indexing.rebuild import sample_rows, table_figures, write_table
+from andscale.indexing.selection import select_anchors
+from andscale.store import artifacts
+from andscale.store.foreign import read_foreign_features, to_unit_length
+from andscale.store.neighbourhoods import NeighbourhoodTable
+
+
+@dataclass(frozen=True)
+class DiscoverRequest:
+    """What to find.
+
+    Attributes:
+        num_neighbours: K.
+        temperature: tau.
+        round_number: r, with ``num_rounds``: the floor(N r / R) samples of lowest entropy become anchors.
+        num_rounds: R; None marks no anchors.
+        column: the list column, where a Parquet file has several.
+    """
+
+    num_neighbours: int
+    temperature: float
+    round_number: int | None = None
+    num_rounds: int | None = None
+    column: str | None = None
+
+
+def discover_features(features_path: Path, out: Path, request: DiscoverRequest) -> NeighbourhoodTable:
+    """Write the neighbourhood table of foreign features to the folder ``out`` (a ``neighbourhoods`` artefact).
+
+    Raises:
+        UsageError: bad parameters or unsuitable files. RunError: NaN or zero rows; a check that did not hold.
+    """
+    started = time.monotonic()
+    if (request.round_number is None) != (request.num_rounds is None):
+        raise UsageError("--round and --rounds belong together: both, or neither for a table without anchors")
+    artifacts.check_writable(out.parent)
+    artifacts.refuse_existing(out)
+    values, digest = read_foreign_features(features_path, request.column)
+    check_request(len(values), request.num_neighbours, request.temperature)
+    features = to_unit_length(values, features_path)
+    is_anchor = np.zeros(len(features), bool)
+    settings = IndexConfig()
+    found = discover(features, request.num_neighbours, request.temperature, settings.tile_bytes)
+    rows = sample_rows(len(features), settings.check_rows, seed=0)
+    check_against_float64(features, found, request.temperature, rows)
+    if request.round_number is not None and request.num_rounds is not None:
+        is_anchor = select_anchors(found.entropies, request.round_number, request.num_rounds)
+    table = NeighbourhoodTable(found.neighbour_ids, found.similarities, found.entropies, is_anchor)
+    parameters = artifacts.hash_bytes(repr(sorted(asdict(request).items())).encode())
+    write_table(out, table, artifacts.Provenance(parameters, {"features": digest}), started)
+    return table
+
+
+def describe(table: NeighbourhoodTable, out: Path) -> str:
+    """What was written, in three lines."""
+    figures = table_figures(table)
+    quantiles = "/".join(f"{q:.3f}" for q in figures["entropy_quantiles_nats"])
+    return (
+        f"{figures['num_samples']:,} samples, k = {figures['num_neighbours']}, {figures['num_anchors']:,} anchors\n"
+        f"entropy min/q25/q50/q75/max: {quantiles} nats\nwrote {out}"
+    )

@@ -1,0 +1,132 @@
+"""Progress that a person can read, and metrics.jsonl that a program can."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+T = TypeVar("T")
+
+_BAR_WIDTH = 28
+_TERMINAL_INTERVAL_S = 0.1
+_LOG_INTERVAL_S = 10.0
+PROGRESS_MARK = " ⋯ "
+"""Stands in every progress line that a log receives, so that a launcher can show such lines in place."""
+
+
+class Progress:
+    """A bar on a terminal, a line every ten seconds in a log, nothing when ``enabled`` is false.
+
+    Args:
+        label: what is being done.
+        total: how many units there are.
+        unit: what is counted, for the rate (``images``).
+        enabled: false on every rank but 0.
+        stream: standard error by default; results go to standard output.
+    """
+
+    def __init__(self, label: str, total: int, unit: str = "", *, enabled: bool = True, stream: TextIO | None = None):
+        self.label, self.total, self.unit, self.enabled = label, total, unit, enabled
+        self.stream = sys.stderr if stream is None else stream
+        self.done = 0
+        self.note = ""
+        self._is_terminal = self.stream.isatty()
+        self._started = self._shown = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count ``count`` more units; ``note`` stands at the end of the line."""
+        self.done += count
+        self.note = note or self.note
+        now = time.monotonic()
+        if now - self._shown >= (_TERMINAL_INTERVAL_S if self._is_terminal else _LOG_INTERVAL_S):
+            self._shown = now
+            self._show()
+
+    def close(self) -> None:
+        """Show the end state."""
+        if self.done:
+            self._show(last=True)
+
+    def line(self) -> str:
+        """The current state as one line."""
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        fraction = min(self.done / self.total, 1.0) if self.total else 1.0
+        left = elapsed * (1 - fraction) / fraction if fraction > 0 else 0.0
+        rate = f", {self.done / elapsed:,.0f} {self.unit}/s" if self.unit else ""
+        when = f"{_clock(elapsed)} < {_clock(left)}"
+        note = f", {self.note}" if self.note else ""
+        return f"{100 * fraction:3.0f} % {self.done:,}/{self.total:,} [{when}{rate}{note}]"
+
+    def _show(self, *, last: bool = False) -> None:
+        if not self.enabled:
+            return
+        if self._is_terminal:
+            filled = round(_BAR_WIDTH * min(self.done / self.total, 1.0)) if self.total else _BAR_WIDTH
+            bar = "█" * filled + "·" * (_BAR_WIDTH - filled)
+            self.stream.write(f"\r{self.label} {bar} {self.line()}\x1b[K" + ("\n" if last else ""))
+        else:
+            mark = " " if last else PROGRESS_MARK
+            self.stream.write(f"{self.label}{mark}{self.line()}\n")
+        self.stream.flush()
+
+
+def track(items: Iterable[T], label: str, total: int, unit: str = "") -> Iterator[T]:
+    """Yield ``items`` and show how many have passed."""
+    with Progress(label, total, unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class MetricsLog:
+    """Appends one JSON object a line to ``metrics.jsonl``; a disabled log writes nothing.
+
+    Every line is written with one call, so a killed job leaves at most one cut line at the end, which ``drop_after``
+    removes when the job goes on.
+    """
+
+    def __init__(self, path: Path, *, enabled: bool = True):
+        self.path, self.enabled = path, enabled
+
+    def write(self, **values: Any) -> None:
+        """Append one record; ``time_s`` (seconds since the epoch) is added."""
+        if not self.enabled:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({**values, "time_s": round(time.time(), 3)})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def drop_after(self, epoch: int) -> None:
+        """Keep the records of epochs before ``epoch`` only: those of a cut epoch are written again."""
+        if not self.enabled or not self.path.exists():
+            return
+        from andscale.store.artifacts import write_file
+
+        kept = [r for r in read_metrics(self.path) if r["epoch"] < epoch]
+        write_file(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``; a cut last line is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records

@@ -1,0 +1,1 @@
+"""What is next, from disk alone, and submitit: one step, one job."""

@@ -1,0 +1,145 @@
+"""Steps on Slurm: one job a step, chained by ``afterok``, submitted in one go."""
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.slurm.slurm import _make_sbatch_string
+
+from andscale.config import ResourcesConfig
+from andscale.errors import RunError
+from andscale.orchestration.jobs import StepJob
+from andscale.orchestration.steps import Step, prerequisites
+from andscale.store.artifacts import write_file
+from andscale.store.run_layout import RunLayout
+
+_ANSWER_TIMEOUT_S = 20
+_ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", "PREEMPTED",
+}  # fmt: skip
+
+
+def controller_answers() -> bool:
+    """Whether a Slurm controller answers ``scontrol ping`` from here."""
+    if shutil.which("scontrol") is None or shutil.which("sbatch") is None:
+        return False
+    try:
+        ping = subprocess.run(
+            ["scontrol", "ping"], capture_output=True, text=True, timeout=_ANSWER_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return ping.returncode == 0 and "UP" in ping.stdout
+
+
+def submit_chain(layout: RunLayout, steps: list[Step], resources: ResourcesConfig) -> dict[Step, str]:
+    """Submit steps, each behind the jobs whose artefacts it reads; returns their job ids.
+
+    A step whose last job is still pending or running keeps that job.
+
+    Raises:
+        RunError: Slurm does not answer or refuses a job.
+    """
+    if not controller_answers():
+        raise RunError("no Slurm controller answers here (scontrol ping): mend that, or launch with --cluster local")
+    jobs: dict[Step, str] = {}
+    for step in steps:
+        live = _live_job(layout, step)
+        if live is not None:
+            jobs[step] = live
+            print(f"{step}: job {live} is there already", flush=True)
+            continue
+        after = [jobs[needed] for needed in prerequisites(step) if needed in jobs]
+        jobs[step] = _submit(layout, step, resources, after)
+        behind = f", after job {', '.join(after)}" if after else ""
+        print(f"{step}: job {jobs[step]}{behind}", flush=True)
+    return jobs
+
+
+def parameters(layout: RunLayout, step: Step, resources: ResourcesConfig, after: list[str]) -> dict[str, Any]:
+    """Submitit's parameters of one step's job.
+
+    Training takes all nodes and tasks; the index and evaluation jobs are one task with a node's share.
+    """
+    is_training = step.kind == "train"
+    tasks = resources.tasks_per_node
+    cpus = resources.cpus_per_task
+    if cpus is not None and not is_training:
+        cpus *= tasks
+    extra: dict[str, Any] = {}
+    if after:
+        # without kill_on_invalid_dep a job behind a failed one would wait for ever
+        extra = {"dependency": "afterok:" + ":".join(after), "kill_on_invalid_dep": "yes"}
+    values = {
+        "name": f"andscale-{layout.root.name}-{step.kind}-{step.round_number}",
+        "timeout_min": resources.timeout_min,
+        "nodes": resources.num_nodes if is_training else 1,
+        "tasks_per_node": tasks if is_training else 1,
+        "cpus_per_task": cpus,
+        "gpus_per_node": resources.gpus_per_node,
+        "mem_gb": resources.memory_gb,
+        "stderr_to_stdout": True,
+        "slurm_partition": resources.partition,
+        "slurm_account": resources.account,
+        "slurm_qos": resources.qos,
+        # since Slurm 22.05 srun does not take the count over from sbatch
+        "slurm_srun_args": None if cpus is None else [f"--cpus-per-task={cpus}"],
+        "slurm_additional_parameters": extra or None,
+    }
+    if resources.account is not None:
+        values.pop("slurm_account")
+        values["slurm_additional_parameters"] = {**extra, "account": resources.account}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def sbatch_script(layout: RunLayout, step: Step, resources: ResourcesConfig, after: list[str]) -> str:
+    """The script that would be submitted for a step, for --dry-run; needs no Slurm."""
+    names = {"timeout_min": "time", "tasks_per_node": "ntasks_per_node", "name": "job_name", "mem_gb": "mem"}
+    given = parameters(layout, step, resources, after)
+    renamed = {names.get(n, n.removeprefix("slurm_")): value for n, value in given.items()}
+    if "mem" in renamed:
+        renamed["mem"] = f"{renamed['mem']:g}GB"
+    folder = layout.round(step.round_number).logs(step.kind)
+    command = f"python -u -m submitit.core._submit {folder}"
+    script: str = _make_sbatch_string(command=command, folder=folder, **renamed)
+    return script
+
+
+def _submit(layout: RunLayout, step: Step, resources: ResourcesConfig, after: list[str]) -> str:
+    folder = layout.round(step.round_number)
+    executor = submitit.AutoExecutor(folder=folder.logs(step.kind).resolve(), cluster="slurm")
+    executor.update_parameters(**parameters(layout, step, resources, after))
+    try:
+        job = executor.submit(StepJob(layout.root.resolve(), step))
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
+        raise RunError(f"Slurm refused {step}: {' '.join(str(error).split())}") from None
+    record = {"cluster": "slurm", "job_id": job.job_id, "submitted_s": time.time()}
+    write_file(folder.job_record(step.kind), json.dumps(record, indent=2).encode())
+    return str(job.job_id)
+
+
+def _live_job(layout: RunLayout, step: Step) -> str | None:
+    """The step's last Slurm job if it waits or runs."""
+    path: Path = layout.round(step.round_number).job_record(step.kind)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["cluster"] != "slurm":
+            return None
+        job_id = str(int(record["job_id"]))
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    answer = subprocess.run(
+        ["squeue", "-h", "-j", job_id, "-o", "%T"],
+        capture_output=True,
+        text=True,
+        timeout=_ANSWER_TIMEOUT_S,
+        check=False,
+    )
+    if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
+        raise RunError(f"squeue does not answer: {answer.stderr.strip()}")
+    state = answer.stdout.strip()
+    return job_id if state and state not in _ENDED else None

@@ -1,0 +1,1 @@
+"""Everything the jobs exchange on disk; the only contract that jobs share."""

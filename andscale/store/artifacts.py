@@ -1,0 +1,331 @@
+"""Atomic publication of folders: data first, manifest last, one rename.
+
+An artefact is a folder that is absent, or complete and verified. Its files are written into a hidden sibling
+folder, flushed to the disk and hashed; ``manifest.json`` is written there last; one ``rename`` makes the folder
+appear. A writer killed at any moment leaves nothing but the hidden folder, which the next writer removes (and a
+writer that was thought dead fails when its hidden folder is gone, instead of publishing over its successor).
+"""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from andscale.errors import RunError, UsageError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of an artefact; ``rows`` is None for files that have no rows."""
+
+    name: str
+    rows: int | None
+    bytes: int
+    blake3: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an artefact was made from.
+
+    ``parents`` maps the name of every artefact that was read (``rounds/01/memory``) to its manifest's digest.
+    """
+
+    config_hash: str
+    parents: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``manifest.json``; ``digest`` is the BLAKE3 of the file itself and is not stored in it."""
+
+    kind: str
+    files: tuple[FileRecord, ...]
+    provenance: Provenance
+    figures: Mapping[str, Any]
+    seconds: float
+    created: str
+    commit: str | None
+    digest: str
+
+    @property
+    def num_rows(self) -> int:
+        """Rows over all files."""
+        return sum(f.rows or 0 for f in self.files)
+
+
+def hash_file(path: Path) -> str:
+    """BLAKE3 of a file's bytes, as 64 hexadecimal digits; all cores, memory-mapped."""
+    from blake3 import blake3
+
+    digest: str = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    return digest
+
+
+def hash_bytes(data: bytes) -> str:
+    """BLAKE3 of bytes, as 64 hexadecimal digits."""
+    from blake3 import blake3
+
+    digest: str = blake3(data).hexdigest()
+    return digest
+
+
+def begin(folder: Path) -> Path:
+    """Start writing the artefact ``folder``: returns a fresh hidden folder beside it, on the same file system.
+
+    Hidden folders that earlier, killed writers of the same artefact left are removed.
+
+    Raises:
+        RunError: ``folder`` exists already, complete or not ours.
+    """
+    refuse_existing(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{folder.name}.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging = folder.parent / f".{folder.name}.partial-{secrets.token_hex(8)}"
+    staging.mkdir()
+    return staging
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise RunError when ``folder`` exists: an artefact is never written over."""
+    if is_complete(folder):
+        raise RunError(f"{folder} is complete already: remove it first if it is to be made again")
+    if folder.exists():
+        raise RunError(f"{folder} exists without a {MANIFEST_NAME}, so it is not ours to replace: move it away")
+
+
+def seal(path: Path, rows: int | None = None) -> FileRecord:
+    """Flush a finished file to the disk and record its size and hash."""
+    fsync_path(path)
+    return FileRecord(path.name, rows, path.stat().st_size, hash_file(path))
+
+
+def commit(  # noqa: PLR0913 - the manifest's fields, once, by keyword
+    staging: Path,
+    folder: Path,
+    *,
+    kind: str,
+    files: list[FileRecord],
+    provenance: Provenance,
+    started: float,
+    figures: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write the manifest into ``staging`` and rename it to ``folder``: from here on the artefact exists.
+
+    Args:
+        staging: the folder that ``begin`` returned.
+        folder: the artefact's folder.
+        kind: what it is, checked by readers (``memory``, ``neighbourhoods``, ...).
+        files: records of every file, from ``seal``; files without a record are not part of the artefact.
+        provenance: config hash and parents.
+        started: ``time.monotonic()`` when the work began; the manifest's ``seconds`` follow from it.
+        figures: what the job measured, JSON values.
+    """
+    record = {
+        "format": "andscale.artifact",
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "files": [asdict(f) for f in sorted(files, key=lambda f: f.name)],
+        "config_hash": provenance.config_hash,
+        "parents": dict(provenance.parents),
+        "figures": dict(figures or {}),
+        "seconds": round(time.monotonic() - started, 3),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": source_commit(),
+    }
+    write_file(staging / MANIFEST_NAME, (json.dumps(record, indent=2, sort_keys=True) + "\n").encode())
+    fsync_path(staging)
+    refuse_existing(folder)
+    staging.rename(folder)
+    fsync_path(folder.parent)
+    return load_manifest(folder, kind)
+
+
+class Draft:
+    """An artefact that one process is writing: ``path`` names a file in it, ``add`` seals it."""
+
+    def __init__(self, staging: Path):
+        self.staging = staging
+        self.files: list[FileRecord] = []
+        self.figures: dict[str, Any] = {}
+
+    def path(self, name: str) -> Path:
+        """Where to write the file ``name``."""
+        return self.staging / name
+
+    def add(self, name: str, rows: int | None = None) -> FileRecord:
+        """Seal a written file and make it part of the artefact."""
+        record = seal(self.path(name), rows)
+        self.files.append(record)
+        return record
+
+
+@contextmanager
+def publish(folder: Path, *, kind: str, provenance: Provenance, started: float | None = None) -> Iterator[Draft]:
+    """Write an artefact from one process: the folder appears when the block ends, or not at all.
+
+    Example:
+        with publish(layout.evaluation, kind="evaluation", provenance=provenance) as draft:
+            draft.path("evaluation.json").write_text(text)
+            draft.add("evaluation.json")
+    """
+    started = time.monotonic() if started is None else started
+    staging = begin(folder)
+    draft = Draft(staging)
+    try:
+        yield draft
+        commit(
+            staging,
+            folder,
+            kind=kind,
+            files=draft.files,
+            provenance=provenance,
+            started=started,
+            figures=draft.figures,
+        )
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the artefact has a manifest, which is what "done" means; contents are verified by its readers."""
+    return (folder / MANIFEST_NAME).is_file()
+
+
+def load_manifest(folder: Path, kind: str) -> Manifest:
+    """Read an artefact's manifest.
+
+    Raises:
+        RunError: no manifest, not readable, of another kind or a newer format.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise RunError(f"{folder} has no {MANIFEST_NAME}: it is not complete") from None
+    try:
+        record = json.loads(data)
+        if record["format"] != "andscale.artifact":
+            raise KeyError("format")
+        if record["format_version"] > FORMAT_VERSION:
+            raise RunError(f"{path} has format version {record['format_version']}: a newer andscale wrote it")
+        manifest = Manifest(
+            kind=record["kind"],
+            files=tuple(FileRecord(**f) for f in record["files"]),
+            provenance=Provenance(record["config_hash"], record["parents"]),
+            figures=record["figures"],
+            seconds=record["seconds"],
+            created=record["created"],
+            commit=record["commit"],
+            digest=hash_bytes(data),
+        )
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{path} is not a manifest of ours, or it is damaged") from None
+    if manifest.kind != kind:
+        raise RunError(f"{folder} holds {manifest.kind!r}, not {kind!r}")
+    for file in manifest.files:
+        if Path(file.name).name != file.name:
+            raise RunError(f"{path} names a file outside its folder: {file.name!r}")
+    return manifest
+
+
+def verify(folder: Path, kind: str) -> Manifest:
+    """Read the manifest and check every file's size and hash.
+
+    Raises:
+        RunError: a file is missing, truncated or altered; the text names it.
+    """
+    manifest = load_manifest(folder, kind)
+    for record in manifest.files:
+        verify_file(folder / record.name, record.bytes, record.blake3)
+    return manifest
+
+
+def verify_file(path: Path, num_bytes: int, blake3: str) -> None:
+    """Check one file against its recorded size and hash; raises RunError naming it."""
+    if not path.is_file():
+        raise RunError(f"{path} is missing, but its record lists it")
+    size = path.stat().st_size
+    if size != num_bytes:
+        raise RunError(f"{path} has {size} bytes, its record says {num_bytes}: it is damaged")
+    if hash_file(path) != blake3:
+        raise RunError(f"{path} does not have the hash of its record: it is damaged")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file so that it is absent, the old one, or the new one whole, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+    try:
+        temporary.write_bytes(data)
+        fsync_path(temporary)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UsageError when nothing can be written below ``folder``; the nearest existing parent is tried."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UsageError(f"{existing} is not a folder: choose another place")
+    probe = existing / f".andscale-probe-{secrets.token_hex(8)}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write in {existing} ({error.strerror}): choose another folder or mend its permissions"
+        ) from None
+
+
+@cache
+def source_commit() -> str | None:
+    """The git commit of the code that runs, ``+changes`` when the work tree differs; None outside a checkout."""
+    package = Path(__file__).resolve().parent
+    try:
+        top = subprocess.run(
+            [
+                "git",
+                "-C",
+                str(package),
+                "describe",
+                "--always",
+                "--abbrev=40",
+                "--exclude=*",
+                "--dirty=+changes",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return top.stdout.strip() or None

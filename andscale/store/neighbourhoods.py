@@ -1,0 +1,89 @@
+"""The neighbourhood table as Parquet: who is near whom, how certain, and who is an anchor."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from andscale.errors import RunError
+from andscale.store import artifacts
+from andscale.store.parquet import check_ids, column_to_numpy, open_table, write_table
+
+KIND = "neighbourhoods"
+FILE_NAME = "neighbourhoods-00000-of-00001.parquet"
+_COLUMNS = ("sample_id", "neighbour_ids", "similarities", "entropy", "is_anchor")
+
+
+@dataclass(frozen=True)
+class NeighbourhoodTable:
+    """All neighbourhoods of one round; row i is sample i.
+
+    Attributes:
+        neighbour_ids: (N, K) int64, nearest first, the sample itself left out.
+        similarities: (N, K) float32, inner products.
+        entropies: (N,) float32, nats (eq 5).
+        is_anchor: (N,) bool (eq 6).
+    """
+
+    neighbour_ids: np.ndarray
+    similarities: np.ndarray
+    entropies: np.ndarray
+    is_anchor: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.neighbour_ids)
+
+    @property
+    def num_neighbours(self) -> int:
+        """K."""
+        return int(self.neighbour_ids.shape[1])
+
+
+def write_table_file(path: Path, table: NeighbourhoodTable) -> None:
+    """Check promise 2 and write the table as one file; raises RunError with the offending id."""
+    check_table(path, table)
+    columns: dict[str, np.ndarray] = {
+        "sample_id": np.arange(len(table), dtype=np.int64),
+        "neighbour_ids": table.neighbour_ids.astype(np.int64, copy=False),
+        "similarities": table.similarities.astype(np.float32, copy=False),
+        "entropy": table.entropies.astype(np.float32, copy=False),
+        "is_anchor": table.is_anchor.astype(bool, copy=False),
+    }
+    write_table(path, columns, KIND)
+
+
+def read_table(folder: Path) -> tuple[NeighbourhoodTable, artifacts.Manifest]:
+    """Verify a neighbourhoods artefact and read it by id; raises RunError when anything is wrong with it."""
+    manifest = artifacts.verify(folder, KIND)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
+    for record in manifest.files:
+        path = folder / record.name
+        data = open_table(path, _COLUMNS, KIND).read(columns=list(_COLUMNS)).combine_chunks()
+        for name in _COLUMNS:
+            columns[name] += [column_to_numpy(path, name, chunk) for chunk in data.column(name).chunks]
+    whole = {name: np.concatenate(parts) for name, parts in columns.items()}
+    ids = whole["sample_id"]
+    check_ids(folder, ids, manifest.num_rows)
+    order = np.argsort(ids)
+    table = NeighbourhoodTable(*(whole[name][order] for name in _COLUMNS[1:]))
+    check_table(folder, table)
+    return table, manifest
+
+
+def check_table(where: object, table: NeighbourhoodTable) -> None:
+    """Promise 2: no neighbour is the sample itself, repeated or out of range; every number finite."""
+    num_samples = len(table)
+    ids = table.neighbour_ids
+    rows = np.arange(num_samples)
+    ordered = np.sort(ids, axis=1)
+    problems = {
+        "a neighbour out of range": ((ids < 0) | (ids >= num_samples)).any(axis=1),
+        "itself as a neighbour": (ids == rows[:, None]).any(axis=1),
+        "a repeated neighbour": (ordered[:, 1:] == ordered[:, :-1]).any(axis=1),
+        "a similarity that is not finite": ~np.isfinite(table.similarities).all(axis=1),
+        "similarities that are not in falling order": (np.diff(table.similarities, axis=1) > 0).any(axis=1),
+        "an entropy that is not finite": ~np.isfinite(table.entropies),
+    }
+    for what, bad in problems.items():
+        if bad.any():
+            raise RunError(f"{where}: sample {np.flatnonzero(bad)[0]} has {what} ({bad.sum()} such samples)")

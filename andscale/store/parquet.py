@@ -1,0 +1,113 @@
+"""The Parquet settings and column conversions that features and neighbourhood tables share."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from andscale.errors import RunError
+
+ROW_GROUP_ROWS = 65_536
+SCHEMA_VERSION = b"1"
+
+
+def write_table(path: Path, columns: dict[str, np.ndarray], kind: str) -> None:
+    """Write numpy columns as one Parquet file: no dictionary, no compression, page checksums.
+
+    Args:
+        path: file to write.
+        columns: name -> (N,) or (N, width) array; two-dimensional ones become fixed-size lists. No nulls.
+        kind: stored in the file's metadata as ``andscale.kind``.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = [_to_arrow(values) for values in columns.values()]
+    fields = [pa.field(name, a.type, nullable=False) for name, a in zip(columns, arrays, strict=True)]
+    metadata = {b"andscale.kind": kind.encode(), b"andscale.schema_version": SCHEMA_VERSION}
+    table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=metadata))
+    pq.write_table(
+        table,
+        path,
+        row_group_size=ROW_GROUP_ROWS,
+        use_dictionary=False,
+        compression="NONE",
+        write_page_checksum=True,
+    )
+
+
+def open_table(path: Path, columns: tuple[str, ...], kind: str | None = None) -> Any:
+    """Open a Parquet file after looking at its schema; returns a ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+        RunError: not a Parquet file, a column missing, another kind (when ``kind`` is given), a newer schema.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
+    missing = [c for c in columns if c not in file.schema_arrow.names]
+    if missing:
+        raise RunError(f"{path} has no column {missing[0]!r}; it has {', '.join(file.schema_arrow.names)}")
+    metadata = file.schema_arrow.metadata or {}
+    if kind is not None and metadata.get(b"andscale.kind") != kind.encode():
+        raise RunError(f"{path} is not a {kind} file of andscale")
+    if int(metadata.get(b"andscale.schema_version", SCHEMA_VERSION)) > int(SCHEMA_VERSION):
+        raise RunError(f"{path} has a newer schema than this andscale reads")
+    return file
+
+
+def column_to_numpy(path: Path, name: str, chunk: Any) -> np.ndarray:
+    """One Arrow column of a batch as a (n,) or (n, width) numpy array without copying where that is possible.
+
+    Raises:
+        RunError: nulls, lists of different lengths, or a type that is neither a number nor a list of numbers.
+    """
+    import pyarrow as pa
+
+    if chunk.null_count:
+        raise RunError(f"{path}: column {name!r} has {chunk.null_count} nulls")
+    kind = chunk.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        # .flatten() respects the offsets of a sliced array, .values does not
+        flat = chunk.flatten()
+        width = len(flat) // max(len(chunk), 1)
+        if not pa.types.is_fixed_size_list(kind):
+            lengths = np.diff(np.asarray(chunk.offsets))
+            if len(chunk) and (lengths != lengths[0]).any():
+                raise RunError(f"{path}: the lists of column {name!r} have different lengths")
+        return column_to_numpy(path, name, flat).reshape(len(chunk), width)
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise RunError(f"{path}: column {name!r} is of type {kind}, not numbers or lists of numbers")
+    values: np.ndarray = chunk.to_numpy(zero_copy_only=False)
+    return values
+
+
+def check_ids(where: object, ids: np.ndarray, num_samples: int) -> None:
+    """Raise RunError unless ``ids`` (int64, any order) are 0..num_samples-1, each once; names an offending id."""
+    if len(ids) != num_samples:
+        raise RunError(f"{where} has {len(ids)} rows, {num_samples} were expected")
+    outside = ids[(ids < 0) | (ids >= num_samples)]
+    if len(outside):
+        raise RunError(f"{where}: sample id {outside[0]} is not in 0..{num_samples - 1}")
+    counts = np.bincount(ids, minlength=num_samples)
+    if (counts != 1).any():
+        repeated = np.flatnonzero(counts > 1)
+        raise RunError(f"{where}: sample id {repeated[0]} stands there {counts[repeated[0]]} times")
+
+
+def _to_arrow(values: np.ndarray) -> Any:
+    import pyarrow as pa
+
+    if values.ndim == 1:
+        return pa.array(values)
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    item = pa.field("item", flat.type, nullable=False)
+    return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(item, values.shape[1]))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

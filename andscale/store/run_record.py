@@ -1,0 +1,114 @@
+"""run.json: what a run is, frozen at its first launch."""
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from andscale.config import RunConfig, build_config, config_differences
+from andscale.errors import UsageError
+from andscale.store.artifacts import check_writable, source_commit, write_file
+from andscale.store.run_layout import RunLayout
+
+FORMAT_VERSION = 1
+_PACKAGES = (
+    "andscale",
+    "torch",
+    "torchvision",
+    "faiss-cpu",
+    "faiss-gpu",
+    "numpy",
+    "pyarrow",
+    "submitit",
+    "webdataset",
+)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of run.json.
+
+    Attributes:
+        config: the resolved config.
+        dataset_root: where the prepared data set lies, absolute.
+        dataset_fingerprint: BLAKE3 of its dataset.json.
+        versions: package -> version at the first launch.
+    """
+
+    config: RunConfig
+    dataset_root: Path
+    dataset_fingerprint: str
+    versions: dict[str, str]
+
+
+def load_run(root: Path) -> RunRecord:
+    """Read run.json.
+
+    Raises:
+        UsageError: no run there, or a folder that is not a run of ours.
+    """
+    path = RunLayout(root).record
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != "andscale.run":
+            raise KeyError("format")
+        if record["format_version"] > FORMAT_VERSION:
+            raise UsageError(f"{path} has format version {record['format_version']}: a newer andscale wrote it")
+        return RunRecord(
+            config=build_config(record["config"], str(path)),
+            dataset_root=Path(record["dataset"]["root"]),
+            dataset_fingerprint=record["dataset"]["fingerprint"],
+            versions=record["versions"],
+        )
+    except FileNotFoundError:
+        if root.exists():
+            raise UsageError(f"{root} is not a run (no run.json in it): choose another --run") from None
+        raise UsageError(f"there is no run {root}: start it with --config") from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{path} is not a run record of ours, or it is damaged") from None
+
+
+def create_run(root: Path, config: RunConfig, dataset_root: Path, dataset_fingerprint: str) -> RunRecord:
+    """Write run.json into a new folder.
+
+    Raises:
+        UsageError: the folder holds something else, or cannot be written.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(f"{root} exists and is not a run (no run.json in it): choose another --run")
+    check_writable(root)
+    record: dict[str, Any] = {
+        "format": "andscale.run",
+        "format_version": FORMAT_VERSION,
+        "config": config.model_dump(mode="json"),
+        "config_hash": config.digest(),
+        "dataset": {"root": str(dataset_root.resolve()), "fingerprint": dataset_fingerprint},
+        "versions": _versions(),
+        "commit": source_commit(),
+    }
+    write_file(RunLayout(root).record, (json.dumps(record, indent=2) + "\n").encode())
+    return load_run(root)
+
+
+def refuse_other_config(root: Path, recorded: RunConfig, given: RunConfig) -> None:
+    """Raise UsageError with the differences when a launch brings another config than the run's."""
+    differences = config_differences(recorded, given)
+    if differences:
+        raise UsageError(
+            f"{root} was started with another config ({'; '.join(differences)}): "
+            "launch without --config and --set to go on with it, or choose another --run"
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""The training job: backbone, memory bank, objective, loop. Never imports ``indexing``."""

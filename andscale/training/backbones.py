@@ -1,0 +1,141 @@
+"""Backbones with an embedding head: images in, unit-length features out."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from andscale.config import ModelConfig
+from andscale.data.augment import PIXEL_MEAN, PIXEL_STD
+from andscale.errors import RunError, UsageError
+
+BACKBONES = ("small_resnet", "resnet18", "resnet34", "resnet50", "resnet101")
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+
+class EmbeddingNetwork(nn.Module):
+    """A convolutional trunk, global average pooling and a linear head to the unit sphere.
+
+    x = W pool(trunk(images)) + b,   feature = x / |x|
+    """
+
+    def __init__(self, trunk: nn.Module, num_channels: int, feature_dim: int):
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(num_channels, feature_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised.
+
+        Returns:
+            (B, D) float32, unit length.
+        """
+        pooled = self.trunk(images).mean(dim=(2, 3))
+        return functional.normalize(self.head(pooled), dim=1)
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al., 2016, basic block)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels_in, H, W) -> (B, channels_out, H / stride, W / stride)."""
+        y = functional.relu(self.norm1(self.conv1(x)))
+        return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+def build_backbone(config: ModelConfig, seed: int) -> EmbeddingNetwork:
+    """Build the network with weights that are a function of ``seed`` alone; torch's global generator is kept.
+
+    Raises:
+        UsageError: unknown name; the choices are listed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        match config.backbone:
+            case "small_resnet":
+                trunk, num_channels = _small_resnet(config.stem)
+            case "resnet18" | "resnet34" | "resnet50" | "resnet101":
+                trunk, num_channels = _torchvision_resnet(config.backbone, config.stem)
+            case _:
+                raise UsageError(f"unknown model.backbone {config.backbone!r}; choose one of {', '.join(BACKBONES)}")
+        return EmbeddingNetwork(trunk, num_channels, config.feature_dim)
+
+
+def save_model(folder: Path, network: EmbeddingNetwork, config: ModelConfig, image_size: int) -> list[str]:
+    """Write ``model.safetensors`` and ``config.json`` into ``folder``; returns the names."""
+    # channels_last tensors are not contiguous, and safetensors takes contiguous ones only
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    save_file(state, folder / WEIGHTS_NAME)
+    record = {
+        "model": config.model_dump(mode="json"),
+        "image_size": image_size,
+        "mean": PIXEL_MEAN,
+        "std": PIXEL_STD,
+    }
+    (folder / CONFIG_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return [WEIGHTS_NAME, CONFIG_NAME]
+
+
+def load_weights(folder: Path, network: EmbeddingNetwork) -> None:
+    """Load ``model.safetensors`` of a verified folder; raises RunError when it is of another network."""
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    except RuntimeError as error:
+        raise RunError(f"{folder / WEIGHTS_NAME} does not fit the network: {str(error).splitlines()[0]}") from None
+
+
+def _small_resnet(stem: str) -> tuple[nn.Module, int]:
+    """A ResNet of three stages of one basic block, for small images on a CPU."""
+    if stem != "small":
+        raise UsageError("model.backbone = small_resnet has a small stem only: set model.stem = small")
+    widths = (32, 64, 128)
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, widths[0], 3, 1, 1, bias=False),
+        nn.BatchNorm2d(widths[0]),
+        nn.ReLU(inplace=True),
+    ]
+    channels = widths[0]
+    for width in widths:
+        layers.append(_Block(channels, width, stride=2))
+        channels = width
+    trunk = nn.Sequential(*layers)
+    _initialise(trunk)
+    return trunk, channels
+
+
+def _torchvision_resnet(name: str, stem: str) -> tuple[nn.Module, int]:
+    from torchvision import models
+
+    resnet = getattr(models, name)(weights=None)
+    if stem == "small":
+        resnet.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+        resnet.maxpool = nn.Identity()
+    num_channels: int = resnet.fc.in_features
+    children = [module for child, module in resnet.named_children() if child not in ("avgpool", "fc")]
+    return nn.Sequential(*children), num_channels
+
+
+def _initialise(trunk: nn.Module) -> None:
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,141 @@
+"""Checkpoints, and artefacts that all ranks write together.
+
+A checkpoint is an artefact like any other: ``checkpoints/epoch-0003/`` with ``state.pt`` (weights, optimizer) of rank 0
+and each rank's memory rows by sample id, so that another number of ranks can go on from it. Everything random is a
+function of (seed, round, epoch, step), so there is no generator state to keep.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from andscale.distributed import World, barrier, gather_records
+from andscale.errors import RunError
+from andscale.store import artifacts
+from andscale.store.features import gather_by_id, shard_name, write_features
+from andscale.training.memory_bank import MemoryBank
+
+KIND = "checkpoint"
+STATE_NAME = "state.pt"
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds; ``next_epoch`` is the epoch to go on with."""
+
+    next_epoch: int
+    state: dict[str, Any]
+    memory: np.ndarray
+
+
+def publish_from_ranks(  # noqa: PLR0913 - as artifacts.commit, plus who and how
+    folder: Path,
+    write: Callable[[Path], Iterable[tuple[str, int | None]]],
+    *,
+    world: World,
+    kind: str,
+    provenance: artifacts.Provenance,
+    started: float,
+    figures: dict[str, Any] | None = None,
+) -> None:
+    """Write one artefact from all ranks: each writes and seals its own files, rank 0 commits when all have.
+
+    Args:
+        folder: the artefact's folder.
+        write: called on every rank with the folder to write into; gives (file name, rows) of each file written.
+        world: this rank.
+        kind: what it is.
+        provenance: config hash and parents.
+        started: ``time.monotonic()`` at the start of the work.
+        figures: what was measured; rank 0's counts.
+    """
+    (staging, *_) = gather_records(str(artifacts.begin(folder)) if world.is_main else None)
+    mine = [asdict(artifacts.seal(Path(staging) / name, rows)) for name, rows in write(Path(staging))]
+    files = [artifacts.FileRecord(**record) for records in gather_records(mine) for record in records]
+    if world.is_main:
+        artifacts.commit(
+            Path(staging),
+            folder,
+            kind=kind,
+            files=files,
+            provenance=provenance,
+            started=started,
+            figures=figures,
+        )
+    barrier()
+
+
+def write_memory(folder: Path, memory: MemoryBank, world: World) -> list[tuple[str, int | None]]:
+    """Write this rank's rows of the memory; for ``publish_from_ranks``."""
+    name = shard_name(world.rank, world.world_size)
+    ids = np.arange(memory.rows.start, memory.rows.stop, dtype=np.int64)
+    write_features(folder / name, ids, memory.values.cpu().numpy())
+    return [(name, len(ids))]
+
+
+def save_checkpoint(
+    folder: Path,
+    next_epoch: int,
+    state: dict[str, Any],
+    memory: MemoryBank,
+    world: World,
+    provenance: artifacts.Provenance,
+) -> None:
+    """Publish ``epoch-NNNN`` and remove all but the last two; ``state`` of rank 0 is written."""
+
+    def write(staging: Path) -> Iterable[tuple[str, int | None]]:
+        yield from write_memory(staging, memory, world)
+        if world.is_main:
+            torch.save({**state, "next_epoch": next_epoch}, staging / STATE_NAME)
+            yield STATE_NAME, None
+
+    target = folder / f"epoch-{next_epoch:04d}"
+    publish_from_ranks(target, write, world=world, kind=KIND, provenance=provenance, started=time.monotonic())
+    if world.is_main:
+        for old in _checkpoints(folder)[:-_KEPT]:
+            # without its manifest it is no checkpoint any more, however far the removal comes
+            (old / artifacts.MANIFEST_NAME).unlink(missing_ok=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path, world: World, provenance: artifacts.Provenance) -> Checkpoint | None:
+    """The newest valid checkpoint, chosen by rank 0 for all; None when there is none.
+
+    Damaged ones are named on standard error and passed over. One that belongs to other inputs (another config or
+    other parents) is refused.
+    """
+    (chosen, *_) = gather_records(_newest_valid(folder, provenance) if world.is_main else None)
+    if chosen is None:
+        return None
+    path = Path(chosen)
+    manifest = artifacts.load_manifest(path, KIND)
+    shards = [path / f.name for f in manifest.files if f.rows is not None]
+    state = torch.load(path / STATE_NAME, map_location="cpu", weights_only=True)
+    return Checkpoint(int(state["next_epoch"]), state, gather_by_id(shards, manifest.num_rows))
+
+
+def _newest_valid(folder: Path, provenance: artifacts.Provenance) -> str | None:
+    for path in reversed(_checkpoints(folder)):
+        try:
+            manifest = artifacts.verify(path, KIND)
+        except RunError as error:
+            print(f"warning: checkpoint passed over: {error}", file=sys.stderr, flush=True)
+            # out of the way, so that the epoch can be published again
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        if manifest.provenance != provenance:
+            raise RunError(f"{path} was made from other inputs than this round has: remove {folder} to start anew")
+        return str(path)
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("epoch-*") if p.is_dir())

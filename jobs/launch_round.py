@@ -1,0 +1,11 @@
+"""Run rounds of a run: index, train, evaluate, on Slurm or on this machine."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from andscale.door import open_door
+
+if __name__ == "__main__":
+    open_door("launch")

@@ -1,0 +1,37 @@
+"""Fixtures that several test files share."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20261122)
+
+
+@pytest.fixture(scope="session")
+def repository():
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """scikit-learn's digits as a prepared data set; read only."""
+    from andscale.data.prepare import PrepareOptions, prepare
+
+    out = tmp_path_factory.mktemp("digits") / "prepared"
+    return prepare("digits", None, out, PrepareOptions(samples_per_shard=500, num_workers=2))
+
+
+@pytest.fixture(autouse=True)
+def _quiet_threads(monkeypatch):
+    """Two cores, several processes: one thread each is faster and the same on every machine."""
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))

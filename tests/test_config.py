@@ -1,0 +1,88 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from andscale.config import apply_overrides, build_config, config_differences, load_config
+from andscale.errors import UsageError
+
+MINIMAL = {"data": {"dataset": "data/x"}}
+
+
+def test_the_defaults_are_the_published_settings():
+    config = build_config(MINIMAL, "test")
+    assert (config.method.num_rounds, config.method.num_neighbours) == (4, 1)
+    assert (config.method.temperature, config.method.memory_momentum) == (0.1, 0.5)
+    assert (config.optim.learning_rate, config.optim.momentum, config.optim.weight_decay) == (0.03, 0.9, 5e-4)
+    assert (config.optim.num_epochs, config.optim.global_batch_size) == (200, 128)
+    assert (config.optim.first_decay_epoch, config.optim.decay_every_epochs, config.optim.decay_factor) == (80, 40, 0.1)
+    assert config.model.feature_dim == 128
+    assert (config.evaluation.num_neighbours, config.evaluation.temperature) == (200, 0.07)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"dataset": "x", "imagesize": 3}}, "unknown key data.imagesize; valid here: dataset, image_size"),
+        ({"optm": {}}, "unknown key optm; valid here: augment, data, "),
+        ({"method": {"temperature": 0}}, "method.temperature = 0: Input should be greater than 0"),
+        ({"method": {"temperature": float("nan")}}, "method.temperature = NaN: Input should be a finite number"),
+        ({"optim": {"num_epochs": "3"}}, 'optim.num_epochs = "3": Input should be a valid integer'),
+        ({"resources": {"tasks_per_node": 65}}, "leaves some of 65 ranks without a sample: it must be at least 130"),
+        ({"data": {}}, "data.dataset is missing"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(change, message):
+    with pytest.raises(UsageError) as caught:
+        build_config(MINIMAL | change, "my.toml")
+    assert str(caught.value).startswith("my.toml: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(Exception, match="frozen"):
+        build_config(MINIMAL, "test").method.temperature = 0.2
+
+
+def test_overrides_are_read_as_toml_values():
+    values = apply_overrides(
+        MINIMAL, ["optim.num_epochs=3", "model.backbone=resnet50", "data.max_train_samples=none", "seed=7"]
+    )
+    config = build_config(values, "test")
+    assert (config.optim.num_epochs, config.model.backbone, config.seed) == (3, "resnet50", 7)
+    assert config.data.max_train_samples is None
+    assert MINIMAL == {"data": {"dataset": "data/x"}}
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", ".x=3", "data.dataset.x=3"])
+def test_malformed_overrides_are_refused(override):
+    with pytest.raises(UsageError, match="--set"):
+        apply_overrides(MINIMAL, [override])
+
+
+def test_differences_are_listed_but_resources_may_differ():
+    old = build_config(MINIMAL, "test")
+    new = build_config(MINIMAL | {"method": {"num_neighbours": 5}, "resources": {"partition": "gpu"}}, "test")
+    assert config_differences(old, new) == ["method.num_neighbours: 1 -> 5"]
+    same = build_config(MINIMAL | {"resources": {"partition": "gpu"}}, "test")
+    assert config_differences(old, same) == []
+    assert old.digest() == same.digest() != new.digest()
+
+
+def test_the_record_gives_the_config_again():
+    config = build_config(MINIMAL, "test")
+    assert build_config(json.loads(json.dumps(config.model_dump(mode="json"))), "record") == config
+
+
+def test_files_that_are_no_config_are_named(tmp_path):
+    with pytest.raises(UsageError, match="no config file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("a = [")
+    with pytest.raises(UsageError, match=r"bad.toml is not valid TOML"):
+        load_config(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").glob("*.toml")), ids=lambda p: p.name)
+def test_every_shipped_config_is_valid(path):
+    load_config(path)
