@@ -43,6 +43,7 @@ def launch_round(
 
     Without --round or --rounds, the next round. The run's name is the config's.
 
+    \b
     Example: python jobs/launch_round.py --rounds 0-2 --config configs/fashion_mnist_demo.toml
     """
     from andscale.orchestration.launch import LaunchRequest, launch
@@ -60,6 +61,7 @@ def launch_round(
 def train_round(round_number: RoundOption, run: RunOption = None) -> None:
     """Train one round in this process, or on every rank that torchrun starts.
 
+    \b
     Example: torchrun --nproc-per-node 2 jobs/train_round.py --run runs/fashion_mnist_demo --round 0
     """
     from andscale.distributed import world_from_environment
@@ -73,6 +75,7 @@ def train_round(round_number: RoundOption, run: RunOption = None) -> None:
 def rebuild_index(round_number: RoundOption, run: RunOption = None) -> None:
     """Find the neighbourhoods and entropies of the memory that the round before left, and pick the anchors.
 
+    \b
     Example: python jobs/rebuild_index.py --run runs/fashion_mnist_demo --round 1
     """
     from andscale.indexing.rebuild import rebuild_index as rebuild
@@ -85,6 +88,7 @@ def rebuild_index(round_number: RoundOption, run: RunOption = None) -> None:
 def evaluate_round(round_number: RoundOption, run: RunOption = None) -> None:
     """Measure a round's model by weighted kNN on the validation split.
 
+    \b
     Example: python jobs/evaluate_round.py --run runs/fashion_mnist_demo --round 0
     """
     from andscale.evaluation.evaluate import evaluate_round as evaluate
@@ -101,6 +105,7 @@ def inspect_neighbours(
 ) -> None:
     """Audit the purity of a round's neighbourhoods: all, anchors, and by entropy.
 
+    \b
     Example: python tools/inspect_neighbours.py --run runs/fashion_mnist_demo --round 2
     """
     import json
@@ -127,6 +132,7 @@ def discover(
 ) -> None:
     """Neighbourhoods and entropies of any features: the same table as a run's, without ever training.
 
+    \b
     Example: python tools/discover.py features.npy neighbourhoods --k 10 --temperature 0.1
     """
     from andscale.indexing.discover import DiscoverRequest, describe, discover_features
@@ -152,6 +158,7 @@ def prepare_shards(
     Sources: fashion-mnist, digits, cifar10, cifar100, svhn (a FOLDER with their original files, or a download), and
     image-folder (FOLDER/train/CLASS/*, FOLDER/val/CLASS/*, or a flat FOLDER without labels).
 
+    \b
     Example: python tools/prepare_shards.py fashion-mnist data/fashion-mnist
     """
     from andscale.data.prepare import PrepareOptions, prepare
@@ -176,6 +183,7 @@ def demo(
 ) -> None:
     """Fashion-MNIST from raw files to a table of three rounds, on this machine.
 
+    \b
     Example: python tools/demo.py
     """
     from andscale.orchestration.demo import run_demo

@@ -167,7 +167,8 @@ class RunConfig(Section):
         from andscale.store.artifacts import hash_bytes
 
         canonical = json.dumps(self.scientific_record(), sort_keys=True, separators=(",", ":"))
-        return hash_bytes(canonical.encode())
+        digest: str = hash_bytes(canonical.encode())
+        return digest
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -255,7 +256,7 @@ def _explain(error: Any) -> str:
         return f"unknown key {location}; valid here: {', '.join(sorted(section.model_fields))}"
     if error["type"] == "missing":
         return f"{location} is missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message: str = error["msg"].removeprefix("Value error, ")
     if not location:
         return message
     return f"{location} = {_show(error['input']) if _is_plain(error['input']) else '...'}: {message}"

@@ -101,7 +101,7 @@ class SlurmCluster:
         self._spawn(
             "munged", "--foreground", f"--socket={self.root}/munge.sock", *(f"--{f}={munge}/{f[:-5]}" for f in files)
         )
-        wait_for(lambda: (self.root / "munge.sock").exists(), "munged's socket")
+        wait_for((self.root / "munge.sock").exists, "munged's socket")
         self._spawn("slurmctld", "-D", "-i", "-f", str(self.root / "slurm.conf"))
         wait_for(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld")
         for node in ("127.0.0.1", "localhost"):

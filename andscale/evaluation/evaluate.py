@@ -20,7 +20,7 @@ from andscale.store import artifacts
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import load_run
 from andscale.training.backbones import EmbeddingNetwork, build_backbone, load_weights
-from andscale.training.loop import MODEL_KIND
+from andscale.training.inputs import MODEL_KIND
 
 
 def evaluate_round(run: Path, round_number: int) -> None:

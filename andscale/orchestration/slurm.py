@@ -17,7 +17,7 @@ from andscale.orchestration.steps import Step, prerequisites
 from andscale.store.artifacts import write_file
 from andscale.store.run_layout import RunLayout
 
-_ANSWER_TIMEOUT_S = 20
+_ANSWER_TIMEOUT_S = 10
 _ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", "PREEMPTED",
 }  # fmt: skip

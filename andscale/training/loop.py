@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,12 +14,10 @@ from andscale.config import OptimConfig, RunConfig
 from andscale.data.reader import Batch, SplitReader, batch_bounds
 from andscale.data.shards import open_dataset
 from andscale.distributed import World, process_group
-from andscale.errors import RunError, UsageError
+from andscale.errors import RunError
 from andscale.metrics import MetricsLog, Progress
 from andscale.store import artifacts
 from andscale.store.features import KIND as MEMORY_KIND
-from andscale.store.features import read_features
-from andscale.store.neighbourhoods import read_table
 from andscale.store.run_layout import RoundLayout, RunLayout
 from andscale.store.run_record import RunRecord, load_run
 from andscale.training.backbones import EmbeddingNetwork, build_backbone, load_weights, save_model
@@ -31,27 +28,9 @@ from andscale.training.checkpoint import (
     save_checkpoint,
     write_memory,
 )
+from andscale.training.inputs import MODEL_KIND, RoundInputs, check_inputs_exist, load_inputs
 from andscale.training.memory_bank import MemoryBank, initial_rows, rows_of_rank
 from andscale.training.objective import batch_objective
-
-MODEL_KIND = "model"
-
-
-@dataclass(frozen=True)
-class RoundInputs:
-    """What a round starts from, verified.
-
-    Attributes:
-        members: (N, k + 1) int64, ids of S_i: the sample, then its neighbours if it is an anchor; -1 elsewhere.
-        memory: (N, D) float32 that the round before left; None in round 0.
-        model: the folder of the round before's model; None in round 0.
-        provenance: config hash and parents of everything that this round writes.
-    """
-
-    members: Tensor
-    memory: np.ndarray | None
-    model: Path | None
-    provenance: artifacts.Provenance
 
 
 @dataclass
@@ -94,53 +73,6 @@ def train_round(run: Path, round_number: int, world: World) -> None:
             log.write(round=round_number, epoch=epoch, **figures)
             save_checkpoint(folder.checkpoints, epoch + 1, _state_of(state), state.memory, world, inputs.provenance)
         publish_round(folder, state, record.config, world, inputs.provenance, started)
-
-
-def check_inputs_exist(layout: RunLayout, round_number: int) -> None:
-    """Raise UsageError unless the round before and this round's neighbourhoods are there."""
-    if round_number == 0:
-        return
-    before, current = layout.round(round_number - 1), layout.round(round_number)
-    for folder, what in ((before.memory, "memory"), (before.model, "model")):
-        if not artifacts.is_complete(folder):
-            raise UsageError(f"round {before.number} has no {what}: run --round {before.number} first")
-    if not artifacts.is_complete(current.neighbourhoods):
-        raise UsageError(
-            f"round {round_number} has no neighbourhoods: run jobs/rebuild_index.py --round {round_number} first"
-        )
-
-
-def load_inputs(record: RunRecord, layout: RunLayout, round_number: int, num_samples: int) -> RoundInputs:
-    """Read and verify everything a round starts from.
-
-    Raises:
-        RunError: damaged, of another data set, or neighbourhoods that were not found in the memory of round r - 1.
-    """
-    itself = torch.arange(num_samples)[:, None]
-    parents = {"dataset": record.dataset_fingerprint}
-    config_hash = record.config.digest()
-    if round_number == 0:
-        return RoundInputs(itself, None, None, artifacts.Provenance(config_hash, parents))
-    before, current = layout.round(round_number - 1), layout.round(round_number)
-    memory, memory_manifest = read_features(before.memory)
-    model_manifest = artifacts.verify(before.model, MODEL_KIND)
-    table, table_manifest = read_table(current.neighbourhoods)
-    memory_name = f"rounds/{before.number:02d}/memory"
-    if table_manifest.provenance.parents.get(memory_name) != memory_manifest.digest:
-        raise RunError(
-            f"{current.neighbourhoods} was not made from {before.memory} as it is now: "
-            f"remove {current.root} and run --round {round_number} again"
-        )
-    if not len(memory) == len(table) == num_samples:
-        raise RunError(f"{before.memory} has {len(memory)} samples, the table {len(table)}, the data {num_samples}")
-    neighbours = torch.from_numpy(table.neighbour_ids)
-    members = torch.cat([itself, neighbours.where(torch.from_numpy(table.is_anchor)[:, None], -1)], dim=1)
-    parents |= {
-        memory_name: memory_manifest.digest,
-        f"rounds/{before.number:02d}/model": model_manifest.digest,
-        f"rounds/{current.number:02d}/neighbourhoods": table_manifest.digest,
-    }
-    return RoundInputs(members, memory, before.model, artifacts.Provenance(config_hash, parents))
 
 
 def train_epoch(

@@ -99,7 +99,7 @@ def batch_objective(
     )
     losses = over_all.lse - over_members.lse
     grads = (over_all.mean - over_members.mean) / temperature
-    local = _ClosedFormGradient.apply(features, losses[here], grads[here])  # type: ignore[no-untyped-call]
+    local = _ClosedFormGradient.apply(features, losses[here], grads[here])
     return ObjectiveResult(
         loss=local.sum() * (len(counts) / len(losses)),
         mean_loss=losses.mean(),

@@ -13,7 +13,7 @@ TILE = 1 << 20
 def _assert_equals_reference(features, found, k, tau):
     exact = features.astype(np.float64)
     for i in range(len(features)):
-        ids, similarities = reference.neighbours(exact, i, k)
+        _, similarities = reference.neighbours(exact, i, k)
         np.testing.assert_allclose(found.similarities[i], similarities, atol=1e-6)
         mine = [reference.similarity(exact[i], exact[j]) for j in found.neighbour_ids[i]]
         np.testing.assert_allclose(mine, similarities, atol=1e-7)

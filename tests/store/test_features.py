@@ -45,14 +45,9 @@ def test_the_parquet_schema_is_the_promised_one(tmp_path, rng):
     column = file.metadata.row_group(0).column(1)
     assert column.compression == "UNCOMPRESSED"
     assert not column.has_dictionary_page
-    assert duckdb.sql(f"select count(*), sum(sample_id) from '{tmp_path}/f.parquet'").fetchall()[0] == (
-        N,
-        N * (N - 1) // 2,
-    )
-    assert (
-        duckdb.sql(f"select feature[3] from '{tmp_path}/f.parquet' where sample_id = 5").fetchall()[0][0]
-        == features[5, 2]
-    )
+    path = str(tmp_path / "f.parquet")
+    assert duckdb.sql(f"select count(*), sum(sample_id) from '{path}'").fetchall() == [(N, N * (N - 1) // 2)]
+    assert duckdb.sql(f"select feature[3] from '{path}' where sample_id = 5").fetchall() == [(features[5, 2],)]
     np.testing.assert_array_equal(np.stack(pd.read_parquet(tmp_path / "f.parquet").feature), features)
 
 

@@ -1,0 +1,192 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from golden import assert_golden
+
+ROOT = Path(__file__).resolve().parents[1]
+DOORS = sorted([*(ROOT / "jobs").glob("*.py"), *(ROOT / "tools").glob("*.py")])
+
+
+def run(*command, cwd=ROOT, env=None):
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "100"} | (env or {}),
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda p: p.stem)
+def test_help_is_as_recorded_with_an_example_that_names_the_door(door):
+    answer = run(door, "--help")
+    assert answer.returncode == 0, answer.stderr
+    assert_golden(f"help-{door.stem}.txt", answer.stdout)
+    assert "Example:" in answer.stdout
+    assert door.name in answer.stdout.split("Example:")[1]
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda p: p.stem)
+def test_help_comes_within_half_a_second(door):
+    """The fastest of five, so that a busy machine does not fail it."""
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        run(door, "--help")
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.5
+
+
+def test_the_console_script_lists_every_command():
+    answer = run("-c", "from andscale.cli import main; main()", "--help")
+    assert_golden("help-andscale.txt", answer.stdout)
+
+
+def _fails(answer, code, *words):
+    assert answer.returncode == code, answer.stdout + answer.stderr
+    lines = answer.stderr.strip().splitlines()
+    assert [line.startswith("error: ") for line in lines] == [False] * (len(lines) - 1) + [True], answer.stderr
+    for word in words:
+        assert word in lines[-1], lines[-1]
+
+
+@pytest.fixture
+def config(tmp_path, digits):
+    path = tmp_path / "tiny.toml"
+    path.write_text(f'[data]\ndataset = "{digits.root}"\nimage_size = 8\n[model]\nbackbone = "small_resnet"\n')
+    return path
+
+
+def _silent_slurm(tmp_path_factory):
+    """A PATH whose Slurm has no controller that answers."""
+    folder = tmp_path_factory.mktemp("slurm")
+    for name, says in (("scontrol", "Slurmctld(primary) at nowhere is DOWN"), ("sbatch", "")):
+        (folder / name).write_text(f"#!/bin/sh\necho '{says}'\nexit 1\n")
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+LAUNCH = ROOT / "jobs" / "launch_round.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--round", "x"], 2, ["'--round'", "--help"]),
+        (["--nonsense"], 2, ["--nonsense"]),
+        (["--round", "1", "--rounds", "0-1"], 2, ["exclude each other"]),
+        (["--rounds", "3-1"], 2, ["'3-1' is empty"]),
+        (["--rounds", "a"], 2, ["not of the form A-B"]),
+        (["--round", "1"], 2, ["there is no run below runs/", "--config"]),
+        (["--run", "nowhere"], 2, ["there is no run nowhere: start it with --config"]),
+        (["--config", "none.toml"], 2, ["no config file none.toml"]),
+        (["--config", "tiny.toml", "--set", "optim.epochs=3"], 2, ["unknown key optim.epochs; valid here:", "num_epochs"]),
+        (["--config", "tiny.toml", "--set", "method.temperature=0"], 2, ["method.temperature = 0"]),
+        (["--config", "tiny.toml", "--set", "data.dataset=x"], 2, ["x is not a prepared data set", "prepare_shards.py"]),
+        (["--config", "tiny.toml", "--cluster", "moon"], 2, ["choose one of auto, slurm, local"]),
+        (["--config", "tiny.toml", "--round", "1"], 2, ["round 0 has no memory: run --round 0 first"]),
+        (["--config", "tiny.toml", "--rounds", "0-5"], 2, ["round 5 is outside the curriculum"]),
+        (["--config", "tiny.toml", "--run", "foreign"], 2, ["foreign exists and is not a run", "choose another --run"]),
+        (["--config", "tiny.toml", "--run", "/proc/x", "--cluster", "local"], 2, ["cannot write in /proc"]),
+        (["--config", "tiny.toml", "--cluster", "slurm"], 1, ["no Slurm controller answers", "--cluster local"]),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_launch_get_one_line_and_write_nothing(
+    tmp_path, tmp_path_factory, config, arguments, code, words
+):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    _fails(run(LAUNCH, *arguments, cwd=tmp_path, env=_silent_slurm(tmp_path_factory)), code, *words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_config_that_differs_from_the_runs_stops_with_the_difference(tmp_path, config):
+    plan = run(LAUNCH, "--config", config, "--cluster", "local", "--dry-run", cwd=tmp_path)
+    assert plan.returncode == 0, plan.stderr
+    assert not (tmp_path / "runs").exists()
+    from andscale.config import load_config
+    from andscale.store.run_record import create_run
+
+    create_run(tmp_path / "runs" / "tiny", load_config(config), tmp_path, "fingerprint")
+    for more in (["--config", config], []):
+        answer = run(LAUNCH, *more, "--set", "optim.learning_rate=0.5", "--cluster", "local", cwd=tmp_path)
+        _fails(answer, 2, "optim.learning_rate: 0.03 -> 0.5", "choose another --run")
+    resources = run(LAUNCH, "--set", "resources.tasks_per_node=2", "--dry-run", "--cluster", "local", cwd=tmp_path)
+    assert resources.returncode == 0, resources.stderr
+
+
+@pytest.mark.parametrize(
+    ("door", "arguments", "words"),
+    [
+        ("jobs/train_round.py", ["--run", "r", "--round", "1"], ["round 0 has no memory: run --round 0 first"]),
+        ("jobs/rebuild_index.py", ["--run", "r", "--round", "1"], ["round 0 has no memory: run --round 0 first"]),
+        ("jobs/rebuild_index.py", ["--run", "r", "--round", "0"], ["round 0 has no neighbourhoods to find"]),
+        ("jobs/evaluate_round.py", ["--run", "r", "--round", "0"], ["round 0 has no model: run --round 0 first"]),
+        ("tools/inspect_neighbours.py", ["--run", "r"], ["has no neighbourhoods yet"]),
+        ("tools/inspect_neighbours.py", ["--run", "r", "--round", "3"], ["round 3 has no neighbourhoods"]),
+        ("tools/inspect_neighbours.py", ["--run", "foreign"], ["foreign is not a run"]),
+        ("tools/discover.py", ["none.npy", "out"], ["no features at none.npy"]),
+        ("tools/discover.py", ["f.npy", "out", "--k", "6"], ["k = 6 neighbours cannot be had from 6 samples"]),
+        ("tools/discover.py", ["f.npy", "out", "--temperature", "0"], ["temperature = 0.0: it must be a positive"]),
+        ("tools/discover.py", ["f.npy", "out", "--round", "1"], ["--round and --rounds belong together"]),
+        ("tools/discover.py", ["f.npy", "/proc/out"], ["cannot write in /proc"]),
+        ("tools/prepare_shards.py", ["moon", "out"], ["no source 'moon'", "fashion-mnist"]),
+        ("tools/prepare_shards.py", ["digits", "a", "b", "c"], ["3 folders given"]),
+        ("tools/prepare_shards.py", ["digits", "/proc/out"], ["cannot write in /proc"]),
+        ("tools/prepare_shards.py", ["digits", "foreign"], ["foreign"]),
+    ],
+)
+def test_mistakes_elsewhere_get_one_line_and_write_nothing(tmp_path, config, rng, door, arguments, words):
+    from andscale.config import load_config
+    from andscale.store.run_record import create_run
+
+    create_run(tmp_path / "r", load_config(config), tmp_path, "fingerprint")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("mine")
+    np.save(tmp_path / "f.npy", reference.unit_rows(rng, 6, 4))
+    before = sorted(tmp_path.rglob("*"))
+    _fails(run(ROOT / door, *arguments, cwd=tmp_path), 2, *words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_features_with_nan_fail_with_code_1(tmp_path):
+    np.save(tmp_path / "f.npy", np.float32([[1, 2], [np.nan, 1], [3, 1]]))
+    _fails(run(ROOT / "tools/discover.py", "f.npy", "out", cwd=tmp_path), 1, "f.npy", "NaN", "sample ids 1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_discover_says_what_it_found_and_where_it_wrote(tmp_path, rng):
+    np.save(tmp_path / "f.npy", reference.unit_rows(rng, 60, 4))
+    answer = run(ROOT / "tools/discover.py", "f.npy", "out", "--k", "2", "--rounds", "4", "--round", "1", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "60 samples, k = 2, 15 anchors" in answer.stdout
+    assert "wrote out" in answer.stdout
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["figures"]["num_anchors"] == 15
+
+
+def test_a_python_without_the_packages_is_sent_to_the_environment_or_told_to_make_it(tmp_path):
+    import shutil
+
+    for name in ("jobs", "andscale"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    bare = [sys._base_executable, "-S", str(tmp_path / "jobs" / "launch_round.py"), "--help"]
+    answer = subprocess.run(bare, capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: andscale's packages are not installed")
+    assert "make env" in answer.stderr
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    answer = subprocess.run(bare, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "Usage: launch_round.py" in answer.stdout
