@@ -14,4 +14,6 @@ def assert_golden(name, text):
         path.write_text(text)
         return
     recorded = path.read_text() if path.exists() else ""
-    assert text == recorded, f"{name} differs from its record; if that is meant: RENEW_GOLDEN=1 make test, then git diff"
+    assert text == recorded, (
+        f"{name} differs from its record; if that is meant: RENEW_GOLDEN=1 make test, then git diff"
+    )

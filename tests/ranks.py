@@ -1,27 +1,36 @@
 """Runs a function on several real gloo ranks and gives back what each returned."""
 
+import contextlib
+import multiprocessing as mp
 import os
 import socket
 import traceback
 
-import torch.multiprocessing as mp
+import torch
+
+from andscale.distributed import World, process_group
 
 
-def run_ranks(function, world_size, *arguments):
-    """Call ``function(world, *arguments)`` on ``world_size`` processes; returns the list of their results."""
-    if world_size == 1:
-        from andscale.distributed import World, process_group
+def run_ranks(function, world_size, *arguments, grouped=True):
+    """Call ``function(world, *arguments)`` on ``world_size`` processes; returns the list of their results.
 
-        world = World()
-        with process_group(world):
-            return [function(world, *arguments)]
+    Args:
+        function: what every rank runs.
+        world_size: how many processes; even one is a process of its own.
+        arguments: the same for all.
+        grouped: false for functions that join the process group themselves.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    context = mp.get_context("fork")
+    # not forked from here: a child of a process whose OpenMP threads have worked hangs at its first parallel loop
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "andscale.training.loop", "andscale.indexing.rebuild"])
     queue = context.SimpleQueue()
     processes = [
-        context.Process(target=_rank, args=(queue, function, rank, world_size, port, arguments))
+        context.Process(
+            target=_rank, args=(queue, function, World(rank, world_size, rank, world_size), port, arguments, grouped)
+        )
         for rank in range(world_size)
     ]
     for process in processes:
@@ -34,16 +43,11 @@ def run_ranks(function, world_size, *arguments):
     return [result for _, _, result in sorted(answers, key=lambda a: a[0])]
 
 
-def _rank(queue, function, rank, world_size, port, arguments):
-    import torch
-
-    from andscale.distributed import World, process_group
-
+def _rank(queue, function, world, port, arguments, grouped):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    world = World(rank, world_size, rank, world_size)
     try:
-        with process_group(world):
-            queue.put((rank, True, function(world, *arguments)))
+        with process_group(world) if grouped else contextlib.nullcontext():
+            queue.put((world.rank, True, function(world, *arguments)))
     except BaseException:
-        queue.put((rank, False, traceback.format_exc()))
+        queue.put((world.rank, False, traceback.format_exc()))

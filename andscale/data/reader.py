@@ -221,7 +221,8 @@ class _ShardImages(Dataset[tuple[_Request, Tensor]]):
             boxes, flips = _boxes(draw, np.array([image.height]), np.array([image.width]), size)
             top, left, height, width = (int(v) for v in boxes[0])
             box = (left, top, left + width, top + height)
-            resized = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+            # cropped first: resize(box=...) would let pixels outside the crop into its border
+            resized = np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
             pixels[row] = resized[:, ::-1] if flips[0] else resized
         return request, torch.from_numpy(pixels)
 

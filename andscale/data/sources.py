@@ -205,6 +205,8 @@ def _open_fashion_mnist(folder: Path | None) -> RawDataset:
     counts = (len(splits["train"]), len(splits["val"]))
     if not is_given and counts != (60_000, 10_000):
         raise RunError(f"{place} has {counts[0]} and {counts[1]} images, Fashion-MNIST has 60000 and 10000: remove it")
+    if folder is not None and not is_given:
+        words += f", as {folder} does not hold the four IDX files"
     return _array_dataset("fashion-mnist", _FASHION_MNIST_CLASSES, splits, f"{words} ({place})")
 
 

@@ -5,6 +5,7 @@ and each rank's memory rows by sample id, so that another number of ranks can go
 function of (seed, round, epoch, step), so there is no generator state to keep.
 """
 
+import pickle
 import shutil
 import sys
 import time
@@ -118,8 +119,18 @@ def load_checkpoint(folder: Path, world: World, provenance: artifacts.Provenance
     path = Path(chosen)
     manifest = artifacts.load_manifest(path, KIND)
     shards = [path / f.name for f in manifest.files if f.rows is not None]
-    state = torch.load(path / STATE_NAME, map_location="cpu", weights_only=True)
+    state = _load_state(path / STATE_NAME)
     return Checkpoint(int(state["next_epoch"]), state, gather_by_id(shards, manifest.num_rows))
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        raise RunError(
+            f"{path} is not a checkpoint of ours: remove {path.parent.parent} to start the round anew"
+        ) from None
+    return state
 
 
 def _newest_valid(folder: Path, provenance: artifacts.Provenance) -> str | None:

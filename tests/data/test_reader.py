@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from andscale.config import AugmentConfig, DataConfig
+from andscale.data.reader import SplitReader, batch_bounds, epoch_order, rank_counts
+from andscale.distributed import World
+from andscale.errors import UsageError
+
+CPU = torch.device("cpu")
+AUGMENT = AugmentConfig()
+N = 143  # 11 x 13: not divisible by the batch sizes, world sizes or numbers of workers below
+
+
+def _reader(digits, in_memory=True, workers=0, **options):
+    config = DataConfig(
+        dataset="x", image_size=8, in_memory_bytes=1 << 30 if in_memory else 0, num_workers=workers, **options
+    )
+    return SplitReader(digits, "train", config, CPU, max_samples=N)
+
+
+@given(st.integers(2, 500), st.integers(2, 64))
+def test_batches_cover_an_epoch_once_and_differ_by_one_sample_at_most(n, size):
+    bounds = batch_bounds(n, size)
+    assert [i for start, stop in bounds for i in range(start, stop)] == list(range(n))
+    sizes = [stop - start for start, stop in bounds]
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.integers(2, 64), st.integers(1, 32))
+def test_shares_of_the_ranks_add_up_and_none_is_empty_when_the_batch_is_large_enough(batch, ranks):
+    counts = rank_counts(batch, ranks)
+    assert sum(counts) == batch
+    assert max(counts) - min(counts) <= 1
+    assert batch < ranks or min(counts) > 0
+
+
+def test_the_order_is_a_permutation_that_depends_on_seed_round_and_epoch_only():
+    order = epoch_order(N, 1, 2, 3)
+    assert sorted(order) == list(range(N))
+    np.testing.assert_array_equal(order, epoch_order(N, 1, 2, 3))
+    for other in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
+        assert (epoch_order(N, *other) != order).any()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_every_sample_is_read_exactly_once_an_epoch_in_the_same_order(digits, world_size, workers, in_memory):
+    if in_memory and workers:
+        pytest.skip("images in memory are read without processes")
+    reader = _reader(digits, in_memory, workers)
+    assert reader.is_in_memory == in_memory
+    per_rank = [list(reader.epoch(World(rank, world_size), AUGMENT, 16, (0, 1, 2))) for rank in range(world_size)]
+    steps = [torch.cat([b.sample_ids for b in batches]).tolist() for batches in zip(*per_rank, strict=True)]
+    assert [i for ids in steps for i in ids] == epoch_order(N, 0, 1, 2).tolist()
+    for batches in per_rank:
+        assert [b.step for b in batches] == list(range(9))
+        assert all(b.images.shape == (len(b.sample_ids), 3, 8, 8) for b in batches)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_sample_looks_the_same_on_any_number_of_ranks(digits, in_memory):
+    reader = _reader(digits, in_memory)
+
+    def images(world_size):
+        batches = [
+            b for rank in range(world_size) for b in reader.epoch(World(rank, world_size), AUGMENT, 16, (0, 0, 0))
+        ]
+        ids = torch.cat([b.sample_ids for b in batches])
+        return torch.cat([b.images for b in batches])[torch.argsort(ids)]
+
+    one = images(1)
+    torch.testing.assert_close(images(2), one)
+    torch.testing.assert_close(images(3), one)
+
+
+def test_memory_and_shards_give_the_same_images(digits):
+    """Pillow rounds to whole intensities, the matrices do not: one step of 255, in units of the smallest std."""
+    batches = [list(_reader(digits, held).epoch(World(), AUGMENT, 16, (0, 0, 0))) for held in (True, False)]
+    for held, read in zip(*batches, strict=True):
+        assert (held.images - read.images).abs().mean() < 1 / 255 / 0.224
+    held, read = (torch.cat(list(_reader(digits, m).in_order(50))) for m in (True, False))
+    torch.testing.assert_close(held, read, atol=1e-5, rtol=0)
+
+
+def test_epochs_are_augmented_differently(digits):
+    reader = _reader(digits)
+    first, second = (
+        torch.cat([b.images for b in sorted(reader.epoch(World(), AUGMENT, N, (0, 0, e)), key=lambda b: b.step)])
+        for e in (0, 1)
+    )
+    assert (first - second).abs().mean() > 0.1
+
+
+def test_labels_follow_their_images(digits):
+    reader = _reader(digits)
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    np.testing.assert_array_equal(reader.catalogue.labels, raw.target[:N])
+    images = torch.cat(list(reader.in_order(50)))
+    expected = torch.from_numpy(raw.images[:N]).float() * 15 / 255
+    torch.testing.assert_close(images[:, 0] * 0.229 + 0.485, expected, atol=1e-5, rtol=0)
+
+
+def test_a_split_that_is_not_there_is_named(digits):
+    with pytest.raises(UsageError):
+        SplitReader(digits, "test", DataConfig(dataset="x"), CPU)
