@@ -109,6 +109,11 @@ def test_mistakes_in_a_launch_get_one_line_and_write_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_auto_takes_this_machine_when_no_controller_answers(tmp_path, tmp_path_factory, config):
+    answer = run(LAUNCH, "--config", config, "--dry-run", cwd=tmp_path, env=_silent_slurm(tmp_path_factory))
+    assert answer.stdout.splitlines()[0].endswith("2 steps on this machine"), answer.stderr
+
+
 def test_a_config_that_differs_from_the_runs_stops_with_the_difference(tmp_path, config):
     plan = run(LAUNCH, "--config", config, "--cluster", "local", "--dry-run", cwd=tmp_path)
     assert plan.returncode == 0, plan.stderr

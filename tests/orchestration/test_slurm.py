@@ -1,0 +1,86 @@
+import os
+
+import pytest
+from golden import assert_golden
+from slurm_cluster import SlurmCluster, missing_programs
+from whole_runs import assert_same_run, run_command, write_config
+
+from andscale.config import ResourcesConfig
+from andscale.orchestration.slurm import sbatch_script
+from andscale.orchestration.steps import Step
+from andscale.store.run_layout import RunLayout
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    missing = missing_programs()
+    if missing:
+        why = f"Slurm is not installed here ({', '.join(missing)} missing): tools/install_slurm.sh installs it"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    cluster = SlurmCluster()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.mark.parametrize("kind", ["index", "train", "evaluate"])
+def test_the_sbatch_script_is_as_recorded(kind):
+    from pathlib import Path
+
+    resources = ResourcesConfig(
+        num_nodes=2, tasks_per_node=4, gpus_per_node=4, cpus_per_task=8, memory_gb=256, timeout_min=2880,
+        partition="gpu", account="vision", qos="high",
+    )  # fmt: skip
+    after = [] if kind == "index" else ["4711"]
+    script = sbatch_script(RunLayout(Path("runs/demo")), Step(kind, 1), resources, after)
+    assert_golden(f"sbatch-{kind}.txt", script.replace(str(Path.cwd()), "<here>"))
+
+
+@pytest.mark.slurm
+def test_a_whole_run_on_a_real_slurm_equals_the_one_on_this_machine(slurm, tmp_path, digits):
+    for name in ("local", "slurm"):
+        (tmp_path / name).mkdir()
+    config = write_config(tmp_path, digits)
+    arguments = ("--rounds", "0-1", "--config", config)
+    output = run_command(*arguments, cwd=tmp_path / "slurm", env=slurm.environment)  # --cluster auto
+    assert "train round 0: job " in output
+    assert ", after job " in output
+    again = run_command(*arguments, cwd=tmp_path / "slurm", env=slurm.environment)
+    assert again.count(" is there already") == 5, "live jobs are found, not submitted twice"
+    assert len(slurm.states()) == 5
+    slurm.wait_until_empty(timeout_s=200)
+    assert set(slurm.states().values()) == {"COMPLETED"}
+    done = run_command("--round", "1", cwd=tmp_path / "slurm", env=slurm.environment)
+    assert "round 1 is complete" in done
+
+    run_command(*arguments, "--cluster", "local", cwd=tmp_path / "local", env=slurm.environment)
+    assert_same_run(tmp_path / "local" / "runs" / "tiny", tmp_path / "slurm" / "runs" / "tiny", (0, 1))
+
+
+@pytest.mark.slurm
+def test_jobs_behind_a_failed_one_are_cancelled_and_a_new_launch_makes_them_again(slurm, tmp_path, digits):
+    config = write_config(tmp_path, digits)
+    arguments = ("--round", "0", "--config", config)
+    known = set(slurm.states())
+    # the data set is changed under the run between launch and start: the job itself notices
+    broken = tmp_path / "data"
+    broken.symlink_to(digits.root)
+    config.write_text(config.read_text().replace(str(digits.root), str(broken)))
+    slurm.run("scontrol", "update", "PartitionName=main", "State=DOWN")
+    run_command(*arguments, cwd=tmp_path, env=slurm.environment)
+    record = tmp_path / "runs" / "tiny" / "run.json"
+    healthy = record.read_text()
+    record.write_text(healthy.replace(digits.fingerprint, "0" * 64))
+    slurm.run("scontrol", "update", "PartitionName=main", "State=UP")
+    slurm.wait_until_empty(timeout_s=60)
+    states = {job: state for job, state in slurm.states().items() if job not in known}
+    assert sorted(states.values()) == ["CANCELLED", "FAILED"]
+    log = next((tmp_path / "runs/tiny/rounds/00/jobs/train").glob("*_0_log.out")).read_text()
+    assert "andscale error: " in log
+    assert "is not the data set that this run was started with" in log
+
+    record.write_text(healthy)
+    run_command(*arguments, cwd=tmp_path, env=slurm.environment)
+    slurm.wait_until_empty(timeout_s=100)
+    assert "round 0 is complete" in run_command(*arguments, cwd=tmp_path, env=slurm.environment)

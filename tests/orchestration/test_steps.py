@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+from andscale.errors import RunError, UsageError
+from andscale.orchestration.steps import Step, is_done, next_round, outputs, parse_rounds, pending_steps, steps_of_round
+from andscale.store import artifacts
+from andscale.store.run_layout import RunLayout
+
+
+def _do(layout, step, parents=None):
+    """Publish what a step publishes."""
+    for name, kind in outputs(layout, step).items():
+        folder = layout.root / name
+        provenance = artifacts.Provenance("c", parents or {})
+        with artifacts.publish(folder, kind=kind, provenance=provenance) as draft:
+            draft.path("x").write_text(name)
+            draft.add("x")
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return RunLayout(tmp_path)
+
+
+def test_round_0_has_nothing_to_index():
+    assert [s.kind for s in steps_of_round(0)] == ["train", "evaluate"]
+    assert [s.kind for s in steps_of_round(3)] == ["index", "train", "evaluate"]
+
+
+def test_what_is_next_follows_from_the_disk_alone(layout):
+    assert next_round(layout) == 0
+    assert pending_steps(layout, range(2)) == [*steps_of_round(0), *steps_of_round(1)]
+    _do(layout, Step("train", 0))
+    assert pending_steps(layout, range(2)) == [Step("evaluate", 0), *steps_of_round(1)]
+    _do(layout, Step("evaluate", 0))
+    assert next_round(layout) == 1
+    assert pending_steps(layout, range(1)) == []
+
+
+def test_a_step_of_two_artefacts_is_done_when_both_are(layout):
+    _do(layout, Step("train", 0))
+    (layout.round(0).memory / "manifest.json").unlink()
+    assert not is_done(layout, Step("train", 0))
+
+
+def test_a_round_without_its_predecessor_is_refused(layout):
+    with pytest.raises(UsageError, match="round 1 has no memory: run --round 1 first"):
+        pending_steps(layout, range(2, 3))
+    assert len(pending_steps(layout, range(3))) == 8
+
+
+def test_an_artefact_of_another_parent_is_stale(layout):
+    _do(layout, Step("train", 0))
+    digest = artifacts.load_manifest(layout.round(0).memory, "memory").digest
+    _do(layout, Step("index", 1), {"rounds/00/memory": digest, "dataset": "0" * 64})
+    assert is_done(layout, Step("index", 1))
+    path = layout.round(0).memory / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1e6}))
+    with pytest.raises(RunError, match="was made from another rounds/00/memory than the one that is there now: remove"):
+        is_done(layout, Step("index", 1))
+
+
+@pytest.mark.parametrize(("text", "expected"), [("0-4", range(5)), ("2", range(2, 3)), ("3-3", range(3, 4))])
+def test_rounds_include_both_ends(text, expected):
+    assert parse_rounds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-", "a-b", "1-", "-1", "3-2", "1.5"])
+def test_malformed_rounds_are_refused(text):
+    with pytest.raises(UsageError, match="--rounds"):
+        parse_rounds(text)
