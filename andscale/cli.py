@@ -145,13 +145,13 @@ def discover(
 def prepare_shards(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Name of a raw data set, see below.")],
     paths: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(metavar="[FOLDER] OUT", help="Where the raw files lie, and the folder to write."),
-    ],
+    ] = None,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Images a shard.")] = 8192,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core by default.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out and record them.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every hash of OUT, write nothing.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Only check every hash of OUT.")] = False,
 ) -> None:
     """Turn a raw data set into WebDataset shards with a catalogue; an interrupted run goes on where it was.
 
@@ -164,9 +164,10 @@ def prepare_shards(
     from andscale.data.prepare import PrepareOptions, prepare
     from andscale.data.shards import verify_dataset
 
-    if len(paths) > 2:
-        raise UsageError(f"{len(paths)} folders given: at most FOLDER and OUT")
-    folder, out = (paths[0], paths[1]) if len(paths) == 2 else (None, paths[0])
+    given = paths or ([Path(source)] if verify else [])  # prepare_shards.py --verify OUT needs no source
+    if not 1 <= len(given) <= 2:
+        raise UsageError(f"{len(given)} folders given: OUT, or FOLDER and OUT")
+    folder, out = given[0] if len(given) == 2 else None, given[-1]
     if verify:
         dataset = verify_dataset(out)
     else:

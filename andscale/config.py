@@ -4,6 +4,7 @@ Every section refuses unknown keys and names the valid ones. ``[resources]`` say
 change from launch to launch; everything else decides the results, is frozen at the first launch and hashed.
 """
 
+import copy
 import json
 import tomllib
 from pathlib import Path
@@ -55,12 +56,17 @@ class AugmentConfig(Section):
 class ModelConfig(Section):
     """The backbone and its embedding head."""
 
-    backbone: str = "resnet18"
-    """One of the names that training/backbones.py builds."""
+    backbone: Literal["small_resnet", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
     stem: Literal["small", "imagenet"] = "small"
     """``small``: 3x3, stride 1, no pooling, for images of about 32 pixels; ``imagenet``: 7x7, stride 2, max-pool."""
     feature_dim: int = Field(default=128, ge=2)
     """D, the length of a feature."""
+
+    @model_validator(mode="after")
+    def _small_network_has_a_small_stem(self) -> "ModelConfig":
+        if self.backbone == "small_resnet" and self.stem != "small":
+            raise ValueError("small_resnet has a small stem only: set model.stem = small")
+        return self
 
 
 class MethodConfig(Section):
@@ -150,10 +156,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _batch_reaches_every_rank(self) -> "RunConfig":
         ranks = self.resources.num_nodes * self.resources.tasks_per_node
-        if self.optim.global_batch_size < 2 * ranks:
+        # batches of an epoch are evened out and can be half as large: two samples a rank are left then
+        if self.optim.global_batch_size < 4 * ranks - 1:
             raise ValueError(
-                f"optim.global_batch_size = {self.optim.global_batch_size} leaves some of {ranks} ranks without a "
-                f"sample: it must be at least {2 * ranks}"
+                f"optim.global_batch_size = {self.optim.global_batch_size} is too small for {ranks} ranks: it must be "
+                f"at least {4 * ranks - 1}, so that each rank has two samples in every batch"
             )
         return self
 
@@ -164,7 +171,7 @@ class RunConfig(Section):
 
     def digest(self) -> str:
         """BLAKE3 of ``scientific_record`` as canonical JSON; stands in every manifest."""
-        from andscale.store.artifacts import hash_bytes
+        from andscale.store.files import hash_bytes
 
         canonical = json.dumps(self.scientific_record(), sort_keys=True, separators=(",", ":"))
         digest: str = hash_bytes(canonical.encode())
@@ -181,6 +188,8 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"no config file {path}: the ones at hand are in configs/") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     return build_config(apply_overrides(values, overrides or []), str(path))
@@ -200,7 +209,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     Raises:
         UsageError: an override without ``=`` or with an empty name.
     """
-    result: dict[str, Any] = json.loads(json.dumps(values))
+    result = copy.deepcopy(values)
     for override in overrides:
         name, equals, text = override.partition("=")
         *sections, key = name.strip().split(".")

@@ -8,11 +8,27 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+_PACKAGES = (
+    "blake3",
+    "numpy",
+    "psutil",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "submitit",
+    "torch",
+    "torchvision",
+    "typer",
+)
+
 
 def open_door(command: str) -> None:
     """Run ``command`` with this Python if the packages are here, else with the repository's ``.venv``."""
-    if find_spec("typer") is None or find_spec("pydantic") is None or sys.version_info < (3, 11):
+    if sys.version_info < (3, 11) or any(find_spec(package) is None for package in _PACKAGES):
         _go_to_environment()
+    # jobs are started as python -m submitit...: they must find the package from any folder, installed or not
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     from andscale.cli import call
 
     sys.exit(call(command))

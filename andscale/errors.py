@@ -17,3 +17,7 @@ class RunError(AndscaleError, RuntimeError):
     """The work itself failed: damaged data, a failed job, a check that did not hold (exit code 1)."""
 
     exit_code = 1
+
+
+class SourceUnavailableError(RunError):
+    """A raw data set could be obtained from none of the places that were tried."""

@@ -115,7 +115,7 @@ class MetricsLog:
         """Keep the records of epochs before ``epoch`` only: those of a cut epoch are written again."""
         if not self.enabled or not self.path.exists():
             return
-        from andscale.store.artifacts import write_file
+        from andscale.store.files import write_file
 
         kept = [r for r in read_metrics(self.path) if r["epoch"] < epoch]
         write_file(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())

@@ -34,6 +34,8 @@ def _die_at(number):
     def dying(original):
         def call(*args, **kwargs):
             if left[0] == 0:
+                if original.__name__ == "write_bytes":  # in the middle of the file
+                    original(args[0], args[1][: len(args[1]) // 2])
                 os._exit(9)
             left[0] -= 1
             return original(*args, **kwargs)

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing as mp
 import os
 import socket
+import time
 import traceback
 
 import torch
@@ -35,7 +36,14 @@ def run_ranks(function, world_size, *arguments, grouped=True):
     ]
     for process in processes:
         process.start()
-    answers = [queue.get() for _ in processes]
+    answers = []
+    while len(answers) < world_size:
+        if not queue.empty():
+            answers.append(queue.get())
+        else:
+            dead = [p.exitcode for p in processes if p.exitcode not in (None, 0)]
+            assert not dead or not queue.empty(), f"a rank ended with exit code {dead[0]} and without an answer"
+            time.sleep(0.01)
     for process in processes:
         process.join()
     failures = [text for _, ok, text in answers if not ok]

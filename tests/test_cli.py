@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -93,6 +94,10 @@ LAUNCH = ROOT / "jobs" / "launch_round.py"
         (["--config", "tiny.toml", "--set", "data.dataset=x"], 2, ["x is not a prepared", "prepare_shards.py"]),
         (["--config", "tiny.toml", "--cluster", "moon"], 2, ["choose one of auto, slurm, local"]),
         (["--config", "tiny.toml", "--round", "1"], 2, ["round 0 has no memory: run --round 0 first"]),
+        (["--config", "tiny.toml", "--set", "model.backbone=resnt"], 2, ["model.backbone", "'resnet18'"]),
+        (["--config", "tiny.toml", "--set", "model.stem=imagenet"], 2, ["small_resnet has a small stem only"]),
+        (["--config", "tiny.toml", "--set", "method.num_neighbours=1437"], 2, ["k must be at most 1436"]),
+        (["--config", "tiny.toml", "--run", "50%"], 2, ["cannot have '%'"]),
         (["--config", "tiny.toml", "--rounds", "0-5"], 2, ["round 5 is outside the curriculum"]),
         (["--config", "tiny.toml", "--run", "foreign"], 2, ["foreign exists and is not a run", "choose another --run"]),
         (["--config", "tiny.toml", "--run", "/proc/x", "--cluster", "local"], 2, ["cannot write in /proc"]),
@@ -112,6 +117,40 @@ def test_mistakes_in_a_launch_get_one_line_and_write_nothing(
 def test_auto_takes_this_machine_when_no_controller_answers(tmp_path, tmp_path_factory, config):
     answer = run(LAUNCH, "--config", config, "--dry-run", cwd=tmp_path, env=_silent_slurm(tmp_path_factory))
     assert answer.stdout.splitlines()[0].endswith("2 steps on this machine"), answer.stderr
+
+
+def test_what_a_killed_first_launch_leaves_is_not_in_the_way(tmp_path, config):
+    from andscale.config import load_config
+    from andscale.store.run_record import create_run
+
+    root = tmp_path / "runs" / "tiny"
+    root.mkdir(parents=True)
+    (root / ".run.json.tmp-0123456789abcdef").write_text("{")
+    (root / "launcher.lock").write_text("")
+    plan = run(LAUNCH, "--config", config, "--cluster", "local", "--dry-run", cwd=tmp_path)
+    assert plan.returncode == 0, plan.stderr
+    create_run(root, load_config(config), tmp_path, "fingerprint")
+
+
+def test_a_dry_run_for_slurm_needs_none(tmp_path, tmp_path_factory, config):
+    silent = _silent_slurm(tmp_path_factory)
+    plan = run(LAUNCH, "--config", config, "--cluster", "slurm", "--dry-run", cwd=tmp_path, env=silent)
+    assert plan.stdout.count("#!/bin/bash") == 2, plan.stderr
+    assert "--dependency='afterok:<train round 0>'" in plan.stdout
+
+
+def test_shards_are_verified_without_naming_their_source(tmp_path, digits):
+    import shutil
+
+    shutil.copytree(digits.root, tmp_path / "copy")
+    answer = run(ROOT / "tools/prepare_shards.py", "--verify", "copy", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "every hash is right: copy (1,437 train, 360 val)" in answer.stdout
+    path = tmp_path / "copy" / "train-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    _fails(run(ROOT / "tools/prepare_shards.py", "--verify", "copy", cwd=tmp_path), 1, "train-000001.tar")
 
 
 def test_a_config_that_differs_from_the_runs_stops_with_the_difference(tmp_path, config):
@@ -145,7 +184,7 @@ def test_a_config_that_differs_from_the_runs_stops_with_the_difference(tmp_path,
         ("tools/discover.py", ["f.npy", "out", "--round", "1"], ["--round and --rounds belong together"]),
         ("tools/discover.py", ["f.npy", "/proc/out"], ["cannot write in /proc"]),
         ("tools/prepare_shards.py", ["moon", "out"], ["no source 'moon'", "fashion-mnist"]),
-        ("tools/prepare_shards.py", ["digits", "a", "b", "c"], ["3 folders given"]),
+        ("tools/prepare_shards.py", ["digits", "a", "b", "c"], ["3 folders given: OUT, or FOLDER and OUT"]),
         ("tools/prepare_shards.py", ["digits", "/proc/out"], ["cannot write in /proc"]),
         ("tools/prepare_shards.py", ["digits", "foreign"], ["foreign"]),
     ],
@@ -190,7 +229,7 @@ def test_a_python_without_the_packages_is_sent_to_the_environment_or_told_to_mak
     assert "make env" in answer.stderr
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
     answer = subprocess.run(bare, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr

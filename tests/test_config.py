@@ -28,7 +28,7 @@ def test_the_defaults_are_the_published_settings():
         ({"method": {"temperature": 0}}, "method.temperature = 0: Input should be greater than 0"),
         ({"method": {"temperature": float("nan")}}, "method.temperature = NaN: Input should be a finite number"),
         ({"optim": {"num_epochs": "3"}}, 'optim.num_epochs = "3": Input should be a valid integer'),
-        ({"resources": {"tasks_per_node": 65}}, "leaves some of 65 ranks without a sample: it must be at least 130"),
+        ({"resources": {"tasks_per_node": 33}}, "is too small for 33 ranks: it must be at least 131"),
         ({"data": {}}, "data.dataset is missing"),
     ],
 )

@@ -19,7 +19,7 @@ if [ "$(id -u)" != 0 ]; then
     fi
 fi
 echo "installing Debian's slurmctld, slurmd, slurm-client and munge for the tests"
-if ! { $run apt-get update -qq && DEBIAN_FRONTEND=noninteractive $run apt-get install -y -qq --no-install-recommends \
+if ! { $run apt-get update -qq && $run env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
     slurmctld slurmd slurm-client munge >/dev/null; }; then
     echo "Slurm could not be installed: the tests on a real Slurm will be skipped"
 fi

@@ -1,14 +1,21 @@
 #!/bin/sh
 # Makes .venv with all that the demo and the tests need, from requirements.lock: with uv if it is there or can be
-# installed, else with pip. FAISS=gpu installs faiss-gpu and this machine's newest torch instead of the locked set.
+# installed, else with pip. FAISS=gpu takes faiss-gpu and this machine's choice of torch instead of the locked set;
+# without FAISS an environment stays what it is.
 set -eu
 cd "$(dirname "$0")/.."
-faiss=${FAISS:-cpu}
+made=$(cut -d ' ' -f 1 .venv/.ready 2>/dev/null || true)
+faiss=${FAISS:-${made:-cpu}}
+
+wanted="$faiss $(cksum <pyproject.toml) $(cksum <requirements.lock)"
+if [ -x .venv/bin/python ] && [ "$(cat .venv/.ready 2>/dev/null)" = "$wanted" ]; then
+    exit 0
+fi
 
 python=
 for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3 python; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-        python=$candidate
+        python=$("$candidate" -c 'import sys; print(sys.executable)')
         break
     fi
 done
@@ -17,33 +24,36 @@ if [ -z "$python" ]; then
     exit 1
 fi
 
-wanted="$faiss $(cksum <pyproject.toml) $(cksum <requirements.lock)"
-if [ -x .venv/bin/python ] && [ "$(cat .venv/.ready 2>/dev/null)" = "$wanted" ]; then
-    exit 0
+# half made, or made for the other FAISS (the two exclude each other): anew
+[ "$made" = "$faiss" ] || rm -rf .venv
+echo "making .venv with $("$python" --version) (several GB the first time)"
+if [ ! -x .venv/bin/python ] && ! { command -v uv >/dev/null && uv venv -q --seed --python "$python" .venv; } &&
+    ! { rm -rf .venv && "$python" -m venv .venv; }; then
+    rm -rf .venv
+    echo "error: $python cannot make an environment: install uv, or Debian's python3-venv" >&2
+    exit 1
 fi
 
-echo "making .venv with $("$python" --version) (several GB the first time)"
-if command -v uv >/dev/null 2>&1; then
-    [ -x .venv/bin/python ] || uv venv -q --python "$("$python" -c 'import sys; print(sys.executable)')" .venv
-    install="uv pip install -q --python .venv/bin/python"
+if command -v uv >/dev/null; then
+    uv=uv
+elif .venv/bin/python -m pip install -q --disable-pip-version-check uv 2>/dev/null; then
+    uv=.venv/bin/uv
 else
-    if ! { [ -x .venv/bin/python ] || "$python" -m venv .venv; } || ! .venv/bin/python -m pip --version >/dev/null; then
-        echo "error: $python cannot make an environment: install uv, or Debian's python3-venv" >&2
-        exit 1
-    fi
-    if .venv/bin/python -m pip install -q --disable-pip-version-check uv 2>/dev/null; then
-        install=".venv/bin/python -m uv pip install -q --python .venv/bin/python"
-    else
-        echo "uv cannot be installed: going on with pip"
-        install=".venv/bin/python -m pip install -q --disable-pip-version-check"
-    fi
+    uv=
 fi
+install() {
+    if [ -n "$uv" ] && "$uv" pip install -q --python .venv/bin/python "$@"; then
+        return
+    fi
+    echo "installing with pip"
+    .venv/bin/python -m pip install -q --disable-pip-version-check "$@"
+}
 
 if [ "$faiss" = cpu ]; then
-    $install -r requirements.lock
-    $install --no-deps -e .
+    install -r requirements.lock
+    install --no-deps -e .
 else
-    $install -e ".[$faiss,sources,dev]"
+    install -e ".[$faiss,sources,dev]"
 fi
 echo "$wanted" >.venv/.ready
 echo "environment ready: .venv"

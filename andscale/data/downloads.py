@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from andscale.errors import RunError
+from andscale.errors import RunError, SourceUnavailableError
 
 FASHION_MNIST_FILES = (
     "train-images-idx3-ubyte",
@@ -46,7 +46,7 @@ def fetch_fashion_mnist(folder: Path | None, download_to: Path) -> tuple[Path, s
         The folder that holds the files, and in words where they came from.
 
     Raises:
-        RunError: nothing worked; one line names each attempt and its reason.
+        SourceUnavailableError: nothing worked; one line names each attempt and its reason.
     """
     attempts: list[tuple[str, Callable[[], Path]]] = [
         (f"the installed package {DEBIAN_PACKAGE}", lambda: _existing(INSTALLED_FOLDER)),
@@ -65,7 +65,7 @@ def fetch_fashion_mnist(folder: Path | None, download_to: Path) -> tuple[Path, s
             return attempt(), words
         except _UnavailableError as error:
             failures.append(f"{words}: {error}")
-    raise RunError(
+    raise SourceUnavailableError(
         f"Fashion-MNIST could not be obtained ({'; '.join(failures)}): put its four IDX files into a folder and name it"
     )
 

@@ -40,7 +40,7 @@ from andscale.data.sources import RawDataset, open_source
 from andscale.data.workers import run_jobs
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
-from andscale.store.artifacts import check_writable, write_file
+from andscale.store.files import check_writable, write_file
 
 _PLAN_NAME = "plan.json"
 _FILE = r"((train|val)(-\d{6,}\.tar|\.parquet)|dataset\.json)"
@@ -272,6 +272,8 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"another process is preparing {folder.parent}: let it finish, or stop it first") from None
+        except OSError as error:
+            print(f"warning: no lock in {folder} ({error.strerror}): prepare it from one place only", file=sys.stderr)
         yield
     finally:
         os.close(descriptor)

@@ -26,17 +26,12 @@ from andscale.data.augment import (
     normalise,
     training_boxes,
 )
-from andscale.data.shards import (
-    Catalogue,
-    PreparedDataset,
-    decode_rgb,
-    load_catalogue,
-    open_rgb,
-    read_image_bytes,
-)
+from andscale.data.images import open_rgb, read_image_bytes
+from andscale.data.shards import Catalogue, PreparedDataset, load_catalogue
 from andscale.distributed import World
-from andscale.errors import UsageError
+from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
+from andscale.store.artifacts import check_size, verify_file
 
 
 def epoch_order(num_samples: int, seed: int, round_number: int, epoch: int) -> np.ndarray:
@@ -113,8 +108,14 @@ class SplitReader:
             raise UsageError(f"{dataset.root} has no {split} images")
         self._shards = _ShardImages(self.catalogue, config.image_size)
         self._held: Tensor | None = None
-        size = dataset.splits[split].uniform_size
+        record = dataset.splits[split]
+        size = record.uniform_size
+        needed = record.shards[: int(self.catalogue.shard_numbers[-1]) + 1]
+        for shard in needed:
+            check_size(dataset.root / shard.name, shard.bytes)
         if size is not None and self.num_samples * 3 * size[0] * size[1] <= config.in_memory_bytes:
+            for shard in needed:
+                verify_file(dataset.root / shard.name, shard.bytes, shard.blake3)
             self._held = _decode_all(self._shards, size, f"decode {split}").to(device)
 
     @property
@@ -179,6 +180,8 @@ class SplitReader:
             pin_memory=self.device.type == "cuda",
         )
         for request, pixels in loader:
+            if isinstance(pixels, str):
+                raise RunError(pixels)
             yield (
                 request,
                 pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32) / 255,
@@ -193,7 +196,7 @@ def _boxes(
     return training_boxes(draw, heights, widths), draw.flips
 
 
-class _ShardImages(Dataset[tuple[_Request, Tensor]]):
+class _ShardImages(Dataset[tuple[_Request, Tensor | str]]):
     """Reads images by catalogue offset; every process opens the shards for itself."""
 
     def __init__(self, catalogue: Catalogue, image_size: int):
@@ -209,14 +212,20 @@ class _ShardImages(Dataset[tuple[_Request, Tensor]]):
         offset, length = int(self.catalogue.offsets[sample_id]), int(self.catalogue.lengths[sample_id])
         return read_image_bytes(self._descriptors[key], offset, length)
 
-    def __getitem__(self, request: _Request) -> tuple[_Request, Tensor]:
-        """(b, S, S, 3) uint8, cropped, resized and flipped."""
+    def __getitem__(self, request: _Request) -> tuple[_Request, Tensor | str]:
+        """(b, S, S, 3) uint8, cropped, resized and flipped; or what went wrong, since loaders fold errors up."""
+        try:
+            return request, self._read_batch(request)
+        except RunError as error:
+            return request, str(error)
+
+    def _read_batch(self, request: _Request) -> Tensor:
         from PIL import Image
 
         size = self.image_size
         pixels = np.empty((len(request.sample_ids), size, size, 3), np.uint8)
         for row, sample_id in enumerate(request.sample_ids):
-            image = open_rgb(self.read(int(sample_id)))
+            image = self.open(int(sample_id))
             draw = None if request.draw is None else request.draw[row : row + 1]
             boxes, flips = _boxes(draw, np.array([image.height]), np.array([image.width]), size)
             top, left, height, width = (int(v) for v in boxes[0])
@@ -224,7 +233,17 @@ class _ShardImages(Dataset[tuple[_Request, Tensor]]):
             # cropped first: resize(box=...) would let pixels outside the crop into its border
             resized = np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
             pixels[row] = resized[:, ::-1] if flips[0] else resized
-        return request, torch.from_numpy(pixels)
+        return torch.from_numpy(pixels)
+
+    def open(self, sample_id: int) -> Any:
+        """The decoded image; RunError names the shard and the sample."""
+        try:
+            return open_rgb(self.read(sample_id))
+        except (RunError, OSError) as error:
+            shard = self.catalogue.shards[int(self.catalogue.shard_numbers[sample_id])]
+            raise RunError(
+                f"{shard}, sample {sample_id}: {error}: check the data set with tools/prepare_shards.py --verify"
+            ) from None
 
 
 def _decode_all(shards: _ShardImages, size: tuple[int, int], label: str) -> Tensor:
@@ -233,6 +252,6 @@ def _decode_all(shards: _ShardImages, size: tuple[int, int], label: str) -> Tens
     images = np.empty((num_samples, 3, *size), np.uint8)
     with Progress(label, num_samples, "images", enabled=num_samples > 100_000) as progress:
         for sample_id in range(num_samples):
-            images[sample_id] = decode_rgb(shards.read(sample_id)).transpose(2, 0, 1)
+            images[sample_id] = np.asarray(shards.open(sample_id)).transpose(2, 0, 1)
             progress.advance()
     return torch.from_numpy(images)

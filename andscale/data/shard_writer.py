@@ -17,7 +17,8 @@ from andscale.data.images import ImageHeader, check_image, read_header
 from andscale.data.shards import CATALOGUE_KIND, ShardRecord
 from andscale.data.sources import RawSplit
 from andscale.errors import RunError
-from andscale.store.artifacts import fsync_path, seal, write_file
+from andscale.store.artifacts import seal
+from andscale.store.files import fsync_path, write_file
 from andscale.store.parquet import ROW_GROUP_ROWS, SCHEMA_VERSION, open_table
 
 PARTS_NAME = ".parts"

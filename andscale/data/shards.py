@@ -19,7 +19,8 @@ import numpy as np
 from andscale.data.images import decode_rgb, open_rgb, read_image_bytes
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
-from andscale.store.artifacts import FileRecord, hash_bytes, verify_file
+from andscale.store.artifacts import FileRecord, verify_file
+from andscale.store.files import hash_bytes
 from andscale.store.parquet import check_ids, column_to_numpy, open_table
 
 __all__ = [

@@ -36,20 +36,28 @@ def evaluate_round(run: Path, round_number: int) -> None:
     record, layout = load_run(run), RunLayout(run)
     config, folder = record.config, layout.round(round_number)
     if artifacts.is_complete(folder.evaluation):
+        print(f"round {round_number} is evaluated already: {folder.evaluation}")
         return
     if not artifacts.is_complete(folder.model):
         raise UsageError(f"round {round_number} has no model: run --round {round_number} first")
     manifest = artifacts.verify(folder.model, MODEL_KIND)
+    artifacts.refuse_other_config(folder.model, manifest, config.digest())
     dataset = open_dataset(record.dataset_root)
     if dataset.fingerprint != record.dataset_fingerprint:
         raise RunError(f"{record.dataset_root} is not the data set that this run was started with")
     with process_group(World()) as device:
-        network = build_backbone(config.model, config.seed)
         result: dict[str, Any] = {"round": round_number, **_settings(config)}
-        if round_number == 0:
-            result["random_weights_accuracy"] = _measure(network, dataset, config, device)["accuracy"]
-        load_weights(folder.model, network)
-        result |= _measure(network, dataset, config, device)
+        readers = _open_readers(dataset, config, device)
+        reason = _why_not(readers)
+        if reason is not None:
+            result |= {"accuracy": None, "reason": reason}
+        else:
+            network = build_backbone(config.model, config.seed)
+            if round_number == 0:
+                result["random_weights_accuracy"] = _accuracy(network, readers, config, device)
+            load_weights(folder.model, network)
+            result["accuracy"] = _accuracy(network, readers, config, device)
+            result |= {f"num_{split}": reader.num_samples for split, reader in readers.items()}
     provenance = artifacts.Provenance(config.digest(), {f"rounds/{round_number:02d}/model": manifest.digest})
     with artifacts.publish(folder.evaluation, kind=KIND, provenance=provenance, started=started) as draft:
         draft.path(FILE_NAME).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -68,33 +76,39 @@ def embed_split(network: EmbeddingNetwork, reader: SplitReader, batch_size: int,
     return np.concatenate(parts)
 
 
-def _measure(
-    network: EmbeddingNetwork, dataset: PreparedDataset, config: RunConfig, device: torch.device
-) -> dict[str, Any]:
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _open_readers(dataset: PreparedDataset, config: RunConfig, device: torch.device) -> dict[str, SplitReader]:
+    """Both splits, or none of them where there is nothing to validate on."""
     if "val" not in dataset.splits or not dataset.splits["val"].num_samples:
-        return {"accuracy": None, "reason": "the data set has no validation split"}
+        return {}
     limits = {"train": config.data.max_train_samples, "val": config.data.max_val_samples}
-    readers = {split: SplitReader(dataset, split, config.data, device, limit) for split, limit in limits.items()}
-    labels = {split: reader.catalogue.labels for split, reader in readers.items()}
-    if any((values < 0).any() for values in labels.values()):
-        return {"accuracy": None, "reason": "the data set has samples without a label"}
+    return {split: SplitReader(dataset, split, config.data, device, limit) for split, limit in limits.items()}
+
+
+def _why_not(readers: dict[str, SplitReader]) -> str | None:
+    """Why there can be no accuracy, if so."""
+    if not readers:
+        return "the data set has no validation split"
+    if any((reader.catalogue.labels < 0).any() for reader in readers.values()):
+        return "the data set has samples without a label"
+    return None
+
+
+def _accuracy(
+    network: EmbeddingNetwork, readers: dict[str, SplitReader], config: RunConfig, device: torch.device
+) -> float:
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = {
         split: embed_split(network, reader, config.evaluation.batch_size, f"embed {split}")
         for split, reader in readers.items()
     }
     predicted = weighted_knn_predict(
         features["train"],
-        labels["train"],
+        readers["train"].catalogue.labels,
         features["val"],
         config.evaluation.num_neighbours,
         config.evaluation.temperature,
     )
-    return {
-        "accuracy": float((predicted == labels["val"]).mean()),
-        "num_train": len(labels["train"]),
-        "num_val": len(labels["val"]),
-    }
+    return float((predicted == readers["val"].catalogue.labels).mean())
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from andscale.errors import UsageError
 from andscale.indexing.exact import check_against_float64, check_request, discover
 from andscale.indexing.rebuild import sample_rows, table_figures, write_table
 from andscale.indexing.selection import select_anchors
-from andscale.store import artifacts
+from andscale.store import artifacts, files
 from andscale.store.foreign import read_foreign_features, to_unit_length
 from andscale.store.neighbourhoods import NeighbourhoodTable
 
@@ -44,7 +44,7 @@ def discover_features(features_path: Path, out: Path, request: DiscoverRequest) 
     started = time.monotonic()
     if (request.round_number is None) != (request.num_rounds is None):
         raise UsageError("--round and --rounds belong together: both, or neither for a table without anchors")
-    artifacts.check_writable(out.parent)
+    files.check_writable(out.parent)
     artifacts.refuse_existing(out)
     values, digest = read_foreign_features(features_path, request.column)
     check_request(len(values), request.num_neighbours, request.temperature)
@@ -57,7 +57,7 @@ def discover_features(features_path: Path, out: Path, request: DiscoverRequest) 
     if request.round_number is not None and request.num_rounds is not None:
         is_anchor = select_anchors(found.entropies, request.round_number, request.num_rounds)
     table = NeighbourhoodTable(found.neighbour_ids, found.similarities, found.entropies, is_anchor)
-    parameters = artifacts.hash_bytes(repr(sorted(asdict(request).items())).encode())
+    parameters = files.hash_bytes(repr(sorted(asdict(request).items())).encode())
     write_table(out, table, artifacts.Provenance(parameters, {"features": digest}), started)
     return table
 

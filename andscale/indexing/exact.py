@@ -18,6 +18,9 @@ _MARGIN = 8
 """Candidates beyond k + 1 that FAISS is asked for: room for rounding and short runs of ties."""
 
 _SEARCH_ROWS = 4096
+_SHARP_TEMPERATURE = 0.01
+"""Below this, float32 similarities divided by tau are too coarse for the promised entropies: float64 then."""
+
 _ENTROPY_TOLERANCE = 1e-4
 _SIMILARITY_TOLERANCE = 1e-5
 
@@ -80,7 +83,7 @@ def find_neighbours(
         features: (N, D) float32, unit length.
         index: exact inner-product index over the same features.
         num_neighbours: K.
-        tile_bytes: size of the blocks that rows with many ties are searched in.
+        tile_bytes: size of the blocks of candidates, and of those that rows with many ties are searched in.
 
     Returns:
         (N, K) int64 and (N, K) float32.
@@ -94,8 +97,10 @@ def find_neighbours(
     # float32 sums of D products: what two of them can differ by (unit vectors)
     rounding = 2.0**-22 * np.sqrt(dim)
     with Progress("neighbours", num_samples, "samples") as progress:
-        for start in range(0, num_samples, _SEARCH_ROWS):
-            rows = np.arange(start, min(start + _SEARCH_ROWS, num_samples))
+        # candidates are gathered once in float32 and once in float64: 12 bytes a number
+        rows_per_search = max(1, min(_SEARCH_ROWS, tile_bytes // (12 * num_candidates * dim)))
+        for start in range(0, num_samples, rows_per_search):
+            rows = np.arange(start, min(start + rows_per_search, num_samples))
             scores, candidates = searched.search(features[rows], num_candidates)
             ids[rows], similarities[rows] = _rescore(features, rows, candidates, num_neighbours)
             if num_candidates < num_samples:
@@ -115,7 +120,7 @@ def similarity_entropies(features: np.ndarray, temperature: float, tile_bytes: i
 
         H_i = log sum_j e^{d_ij} - sum_j e^{d_ij} d_ij / sum_j e^{d_ij},   d_ij = (s_ij - max_j s_ij) / tau
 
-    Both terms are sums of one sign, so float32 keeps H within 1e-4 nats of float64.
+    Both terms are sums of one sign, so float32 keeps H within 1e-4 nats of float64 (float64 below tau = 0.01).
 
     Args:
         features: (N, D) float32, unit length.
@@ -129,6 +134,8 @@ def similarity_entropies(features: np.ndarray, temperature: float, tile_bytes: i
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory = torch.from_numpy(features).to(device)
+    if temperature < _SHARP_TEMPERATURE:
+        memory = memory.to(torch.float64)
     entropies = np.empty(len(features), np.float32)
     rows_per_block = max(1, tile_bytes // (8 * len(features)))
     with Progress("entropies", len(features), "samples") as progress:

@@ -37,10 +37,12 @@ def rebuild_index(run: Path, round_number: int) -> None:
     config, folder = record.config, layout.round(round_number)
     check_inputs_exist(layout, round_number)
     if artifacts.is_complete(folder.neighbourhoods) and artifacts.is_complete(folder.index):
+        print(f"round {round_number} has its neighbourhoods already: {folder.neighbourhoods}")
         return
     before = layout.round(round_number - 1)
     num_anchors(1, round_number, config.method.num_rounds)
     features, manifest = read_features(before.memory)
+    artifacts.refuse_other_config(before.memory, manifest, config.digest())
     provenance = artifacts.Provenance(config.digest(), {f"rounds/{before.number:02d}/memory": manifest.digest})
     found = discover(features, config.method.num_neighbours, config.method.temperature, config.index.tile_bytes)
     rows = sample_rows(len(features), config.index.check_rows, config.seed)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from andscale.data.prepare import PrepareOptions, prepare
-from andscale.errors import RunError
+from andscale.errors import SourceUnavailableError
 from andscale.orchestration.launch import LaunchRequest, launch
 
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -17,10 +17,11 @@ def run_demo(folder: Path | None) -> None:
     Args:
         folder: where Fashion-MNIST's IDX files lie; None tries Debian's package, then torchvision's mirrors.
     """
-    name = "fashion_mnist_demo"
+    name, prepared = "fashion_mnist_demo", Path("data/fashion-mnist")
     try:
-        prepare("fashion-mnist", folder, Path("data/fashion-mnist"), PrepareOptions())
-    except RunError as error:
+        if folder is not None or not (prepared / "dataset.json").exists():
+            prepare("fashion-mnist", folder, prepared, PrepareOptions())
+    except SourceUnavailableError as error:
         name = "digits_demo"
         print(
             f"\n{'!' * 100}\n! FASHION-MNIST CANNOT BE HAD HERE: {error}\n"

@@ -95,3 +95,6 @@ def _die_with_parent() -> None:
     """Let the kernel end this task when the job's controller is killed, so that no rank trains on unseen."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # a local job's id is its controller's process number: it may have been killed before the line above
+        if os.getppid() != int(submitit.JobEnvironment().job_id):
+            os._exit(1)

@@ -14,10 +14,11 @@ from typing import IO
 
 from andscale.config import RunConfig, apply_overrides, build_config, load_config
 from andscale.errors import RunError, UsageError
+from andscale.orchestration.records import read_job_record
 from andscale.orchestration.steps import Step, next_round, pending_steps, prerequisites
-from andscale.store.artifacts import check_writable
+from andscale.store.files import check_writable
 from andscale.store.run_layout import RunLayout
-from andscale.store.run_record import RunRecord, create_run, load_run, refuse_other_config
+from andscale.store.run_record import create_run, load_run, refuse_foreign, refuse_other_config
 
 RUNS = Path("runs")
 CLUSTERS = ("auto", "slurm", "local")
@@ -44,7 +45,10 @@ def launch(request: LaunchRequest) -> None:
     if request.cluster not in CLUSTERS:
         raise UsageError(f"--cluster {request.cluster!r}: choose one of {', '.join(CLUSTERS)}")
     root = request.run or _default_run(request.config)
-    record, config = open_run(root, request)
+    if {"%", "\n"} & set(str(root.resolve())):
+        # submitit and Slurm replace %j, %t and the like anywhere in a log's path
+        raise UsageError(f"{root.resolve()}: the path of a run cannot have '%' or a line break in it")
+    config = open_run(root, request)
     layout = RunLayout(root)
     first = next_round(layout)
     # with nothing asked for: the next round, or the last one when the curriculum is at its end
@@ -55,24 +59,27 @@ def launch(request: LaunchRequest) -> None:
             f"rounds 0 to {config.method.num_rounds}"
         )
     steps = pending_steps(layout, rounds)
-    cluster = choose_cluster(request.cluster) if steps else "none"
     if request.dry_run:
+        # the scripts of a Slurm that was asked for can be shown where none answers
+        cluster = request.cluster if request.cluster == "slurm" else choose_cluster(request.cluster)
         print(describe_plan(layout, steps, config, cluster))
         return
+    cluster = choose_cluster(request.cluster) if steps else "none"
     if steps:
-        if record is None:
-            create_run(root, config, *_data_set(config))
         check_writable(root)
+        root.mkdir(parents=True, exist_ok=True)
         with hold_run(layout):
+            if not layout.record.exists():
+                create_run(root, config, *_data_set(config))
+            # another launcher may have been at work until now
+            refuse_other_config(root, load_run(root).config, config)
             _act(layout, pending_steps(layout, rounds), config, cluster)
     if cluster != "slurm":
         _report(layout, rounds)
 
 
-def open_run(root: Path, request: LaunchRequest) -> tuple[RunRecord | None, RunConfig]:
-    """The run's record (None when it is to be started) and the config of this launch.
-
-    The config is the recorded one, with this launch's ``[resources]``.
+def open_run(root: Path, request: LaunchRequest) -> RunConfig:
+    """The config of this launch: the run's recorded one with this launch's ``[resources]``, or a new run's.
 
     Raises:
         UsageError: no run and no --config, a foreign folder, or a config that differs from the run's.
@@ -81,11 +88,10 @@ def open_run(root: Path, request: LaunchRequest) -> tuple[RunRecord | None, RunC
         if request.config is None:
             load_run(root)  # says what is wrong with the folder
         assert request.config is not None
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise UsageError(f"{root} exists and is not a run (no run.json in it): choose another --run")
+        refuse_foreign(root)
         config = load_config(request.config, list(request.overrides))
         _data_set(config)
-        return None, config
+        return config
     record = load_run(root)
     if request.config is not None:
         given = load_config(request.config, list(request.overrides))
@@ -93,7 +99,7 @@ def open_run(root: Path, request: LaunchRequest) -> tuple[RunRecord | None, RunC
         values = apply_overrides(record.config.model_dump(mode="json"), list(request.overrides))
         given = build_config(values, "--set")
     refuse_other_config(root, record.config, given)
-    return record, given
+    return given
 
 
 def choose_cluster(asked: str) -> str:
@@ -168,14 +174,27 @@ def _default_run(config: Path | None) -> Path:
 
 
 def _data_set(config: RunConfig) -> tuple[Path, str]:
-    """The prepared data set's folder and fingerprint; raises UsageError when it is not one."""
+    """The prepared data set's folder and fingerprint.
+
+    Raises:
+        UsageError: it is not one, or it is too small for the config.
+    """
     from andscale.data.shards import open_dataset
 
     root = Path(config.data.dataset)
-    return root, open_dataset(root).fingerprint
+    dataset = open_dataset(root)
+    num_samples = min(dataset.splits["train"].num_samples, config.data.max_train_samples or 2**62)
+    if config.method.num_neighbours >= num_samples:
+        raise UsageError(
+            f"method.num_neighbours = {config.method.num_neighbours}, but {root} has {num_samples} training images: "
+            f"k must be at most {num_samples - 1}"
+        )
+    return root, dataset.fingerprint
 
 
 def _act(layout: RunLayout, steps: list[Step], config: RunConfig, cluster: str) -> None:
+    for step in steps:
+        _refuse_job_elsewhere(layout, step, cluster)
     if cluster == "slurm":
         from andscale.orchestration.slurm import submit_chain
 
@@ -185,6 +204,29 @@ def _act(layout: RunLayout, steps: list[Step], config: RunConfig, cluster: str) 
         from andscale.orchestration.local import run_steps
 
         run_steps(layout, steps, config.resources)
+
+
+def _refuse_job_elsewhere(layout: RunLayout, step: Step, cluster: str) -> None:
+    """Raise RunError when the step's last job may live where this launch would not see it."""
+    record = read_job_record(layout, step)
+    path = layout.round(step.round_number).job_record(step.kind)
+    if record is None:
+        return
+    if record.cluster == "local" and record.host != socket.gethostname():
+        raise RunError(f"{step} was started on {record.host} and may still run: launch there, or remove {path}")
+    if record.cluster == "local" and cluster == "slurm":
+        from andscale.orchestration.local import find_live_job
+
+        if find_live_job(layout, step) is not None:
+            raise RunError(f"{step} runs on this machine (process {record.job_id}): launch with --cluster local")
+    if record.cluster == "slurm" and cluster == "local":
+        from andscale.orchestration.slurm import controller_answers, live_job
+
+        if not controller_answers() or live_job(layout, step) is not None:
+            raise RunError(
+                f"{step} may still be Slurm job {record.job_id}: launch with --cluster slurm, or cancel it and remove "
+                f"{path}"
+            )
 
 
 def _report(layout: RunLayout, rounds: range) -> None:

@@ -1,6 +1,6 @@
 """Steps on this machine, chained by waiting; jobs outlive a killed launcher and are found again."""
 
-import json
+import contextlib
 import os
 import socket
 import sys
@@ -14,8 +14,8 @@ from andscale.config import ResourcesConfig
 from andscale.errors import RunError, UsageError
 from andscale.metrics import PROGRESS_MARK
 from andscale.orchestration.jobs import ERROR_MARK, StepJob
+from andscale.orchestration.records import write_job_record
 from andscale.orchestration.steps import Step, is_done
-from andscale.store.artifacts import write_file
 from andscale.store.run_layout import RunLayout
 
 _POLL_S = 0.1
@@ -31,7 +31,7 @@ def run_steps(layout: RunLayout, steps: list[Step], resources: ResourcesConfig) 
         raise UsageError("resources.num_nodes is above 1: a run on this machine alone has one node")
     for step in steps:
         started = time.monotonic()
-        job = _find_live_job(layout, step)
+        job = find_live_job(layout, step)
         if job is None:
             job = _submit(layout, step, resources)
         else:
@@ -43,8 +43,7 @@ def run_steps(layout: RunLayout, steps: list[Step], resources: ResourcesConfig) 
 
 
 def _submit(layout: RunLayout, step: Step, resources: ResourcesConfig) -> psutil.Process:
-    logs = layout.round(step.round_number).logs(step.kind)
-    executor = submitit.AutoExecutor(folder=logs, cluster="local")
+    executor = submitit.AutoExecutor(folder=_log_folder(layout, step), cluster="local")
     num_tasks = resources.tasks_per_node if step.kind == "train" else 1
     executor.update_parameters(
         name=f"andscale-{step.kind}-{step.round_number}",
@@ -53,33 +52,31 @@ def _submit(layout: RunLayout, step: Step, resources: ResourcesConfig) -> psutil
         gpus_per_node=resources.gpus_per_node or 0,
         stderr_to_stdout=True,
     )
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES") if resources.gpus_per_node is None else "unchanged"
-    job = executor.submit(StepJob(layout.root.resolve(), step, _free_port(), devices))
-    process = psutil.Process(int(job.job_id))
-    record = {
-        "cluster": "local",
-        "job_id": job.job_id,
-        "host": socket.gethostname(),
-        "started": process.create_time(),
-        "submitted_s": time.time(),
-    }
-    write_file(layout.round(step.round_number).job_record(step.kind), json.dumps(record, indent=2).encode())
-    return process
+    job = executor.submit(StepJob(layout.root.resolve(), step, _free_port(), _cuda_devices(resources.gpus_per_node)))
+    write_job_record(layout, step, cluster="local", job_id=str(job.job_id))
+    return psutil.Process(int(job.job_id))
 
 
-def _find_live_job(layout: RunLayout, step: Step) -> psutil.Process | None:
-    """The process of the step's last local job, if that very process still runs on this host."""
-    path = layout.round(step.round_number).job_record(step.kind)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["cluster"] != "local" or record["host"] != socket.gethostname():
-            return None
-        process = psutil.Process(int(record["job_id"]))
-        # process numbers are used again; the time of birth tells them apart
-        same = abs(process.create_time() - record["started"]) < 1
-    except (FileNotFoundError, ValueError, KeyError, psutil.Error):
-        return None
-    return process if same and _is_running(process) else None
+def _cuda_devices(gpus_per_node: int | None) -> str | None:
+    """CUDA_VISIBLE_DEVICES of a job: all that the launcher sees, or the first so many of them; None: not set."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus_per_node is None:
+        return visible
+    chosen = visible.split(",") if visible else [str(number) for number in range(gpus_per_node)]
+    return ",".join(chosen[:gpus_per_node])
+
+
+def find_live_job(layout: RunLayout, step: Step) -> psutil.Process | None:
+    """The controller of the step's job on this host, if one runs: found by its command line, which names the folder.
+
+    No record is needed, so a launcher killed right after it started the job loses nothing.
+    """
+    folder = str(_log_folder(layout, step))
+    for process in psutil.process_iter(["cmdline"]):
+        arguments = process.info["cmdline"] or []
+        if "submitit.local._local" in arguments and arguments[-1] == folder and _is_running(process):
+            return process
+    return None
 
 
 def _is_running(process: psutil.Process) -> bool:
@@ -97,17 +94,20 @@ def _wait(layout: RunLayout, step: Step, process: psutil.Process) -> None:
             shown.show_new()
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
-        process.terminate()
-        psutil.wait_procs([process], timeout=10)
+        # submitit's tasks pass SIGTERM over; finished epochs are kept, so nothing is lost by a plain end
+        for task in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.Error):
+                task.kill()
         raise
     shown.show_new()
+    layout.round(step.round_number).job_record(step.kind).unlink(missing_ok=True)
 
 
 class LogFollower:
     """Shows what a job's log gains; on a terminal, progress lines replace each other."""
 
     def __init__(self, path: Path):
-        self.path, self._position, self._rest = path, 0, ""
+        self.path, self._position, self._rest = path, 0, b""
         self._in_place = False
 
     def show_new(self) -> None:
@@ -118,8 +118,8 @@ class LogFollower:
             file.seek(self._position)
             data = file.read()
         self._position += len(data)
-        *lines, self._rest = (self._rest + data.decode(errors="replace")).split("\n")
-        for line in lines:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in (part.decode(errors="replace") for part in lines):
             if line.strip() and not line.startswith("submitit "):
                 self._show(line)
 
@@ -140,7 +140,7 @@ def _reason(layout: RunLayout, step: Step, process: psutil.Process) -> str:
     logs = sorted(first.parent.glob(f"{process.pid}_*_log.out"))
     lines = {path: path.read_text(encoding="utf-8", errors="replace").splitlines() for path in logs}
     for path, content in lines.items():
-        for line in content:
+        for line in reversed(content):  # process numbers come again, and logs are appended to
             if line.startswith(ERROR_MARK):
                 return f"{line.removeprefix(ERROR_MARK)} (log: {path})"
     last = next((line for line in reversed(lines.get(first, [])) if line.strip()), "it ended without a word")
@@ -148,7 +148,11 @@ def _reason(layout: RunLayout, step: Step, process: psutil.Process) -> str:
 
 
 def _log_path(layout: RunLayout, step: Step, process: psutil.Process, rank: int) -> Path:
-    return layout.round(step.round_number).logs(step.kind) / f"{process.pid}_{rank}_log.out"
+    return _log_folder(layout, step) / f"{process.pid}_{rank}_log.out"
+
+
+def _log_folder(layout: RunLayout, step: Step) -> Path:
+    return layout.round(step.round_number).logs(step.kind).resolve()
 
 
 def _free_port() -> int:

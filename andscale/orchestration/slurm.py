@@ -1,20 +1,19 @@
 """Steps on Slurm: one job a step, chained by ``afterok``, submitted in one go."""
 
-import json
+import shlex
 import shutil
 import subprocess
-import time
-from pathlib import Path
+import sys
 from typing import Any
 
 import submitit
-from submitit.slurm.slurm import _make_sbatch_string
+from submitit.slurm.slurm import _convert_mem, _make_sbatch_string
 
 from andscale.config import ResourcesConfig
 from andscale.errors import RunError
 from andscale.orchestration.jobs import StepJob
+from andscale.orchestration.records import read_job_record, write_job_record
 from andscale.orchestration.steps import Step, prerequisites
-from andscale.store.artifacts import write_file
 from andscale.store.run_layout import RunLayout
 
 _ANSWER_TIMEOUT_S = 10
@@ -48,7 +47,7 @@ def submit_chain(layout: RunLayout, steps: list[Step], resources: ResourcesConfi
         raise RunError("no Slurm controller answers here (scontrol ping): mend that, or launch with --cluster local")
     jobs: dict[Step, str] = {}
     for step in steps:
-        live = _live_job(layout, step)
+        live = live_job(layout, step)
         if live is not None:
             jobs[step] = live
             print(f"{step}: job {live} is there already", flush=True)
@@ -90,9 +89,6 @@ def parameters(layout: RunLayout, step: Step, resources: ResourcesConfig, after:
         "slurm_srun_args": None if cpus is None else [f"--cpus-per-task={cpus}"],
         "slurm_additional_parameters": extra or None,
     }
-    if resources.account is not None:
-        values.pop("slurm_account")
-        values["slurm_additional_parameters"] = {**extra, "account": resources.account}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -102,44 +98,41 @@ def sbatch_script(layout: RunLayout, step: Step, resources: ResourcesConfig, aft
     given = parameters(layout, step, resources, after)
     renamed = {names.get(n, n.removeprefix("slurm_")): value for n, value in given.items()}
     if "mem" in renamed:
-        renamed["mem"] = f"{renamed['mem']:g}GB"
-    folder = layout.round(step.round_number).logs(step.kind)
-    command = f"python -u -m submitit.core._submit {folder}"
+        renamed["mem"] = _convert_mem(renamed["mem"])
+    folder = layout.round(step.round_number).logs(step.kind).resolve()
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     script: str = _make_sbatch_string(command=command, folder=folder, **renamed)
     return script
 
 
 def _submit(layout: RunLayout, step: Step, resources: ResourcesConfig, after: list[str]) -> str:
-    folder = layout.round(step.round_number)
-    executor = submitit.AutoExecutor(folder=folder.logs(step.kind).resolve(), cluster="slurm")
+    folder = layout.round(step.round_number).logs(step.kind).resolve()
+    executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
     executor.update_parameters(**parameters(layout, step, resources, after))
     try:
         job = executor.submit(StepJob(layout.root.resolve(), step))
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
         raise RunError(f"Slurm refused {step}: {' '.join(str(error).split())}") from None
-    record = {"cluster": "slurm", "job_id": job.job_id, "submitted_s": time.time()}
-    write_file(folder.job_record(step.kind), json.dumps(record, indent=2).encode())
+    write_job_record(layout, step, cluster="slurm", job_id=str(job.job_id))
     return str(job.job_id)
 
 
-def _live_job(layout: RunLayout, step: Step) -> str | None:
-    """The step's last Slurm job if it waits or runs."""
-    path: Path = layout.round(step.round_number).job_record(step.kind)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["cluster"] != "slurm":
-            return None
-        job_id = str(int(record["job_id"]))
-    except (FileNotFoundError, ValueError, KeyError):
+def live_job(layout: RunLayout, step: Step) -> str | None:
+    """The step's last Slurm job if it waits or runs; RunError when squeue does not answer."""
+    record = read_job_record(layout, step)
+    if record is None or record.cluster != "slurm" or not record.job_id.isdecimal():
         return None
-    answer = subprocess.run(
-        ["squeue", "-h", "-j", job_id, "-o", "%T"],
-        capture_output=True,
-        text=True,
-        timeout=_ANSWER_TIMEOUT_S,
-        check=False,
-    )
+    try:
+        answer = subprocess.run(
+            ["squeue", "-h", "-j", record.job_id, "-o", "%T"],
+            capture_output=True,
+            text=True,
+            timeout=_ANSWER_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RunError(f"squeue does not answer ({error}): try again when Slurm does") from None
     if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
         raise RunError(f"squeue does not answer: {answer.stderr.strip()}")
     state = answer.stdout.strip()
-    return job_id if state and state not in _ENDED else None
+    return record.job_id if state and state not in _ENDED else None

@@ -45,7 +45,8 @@ def prerequisites(step: Step) -> list[Step]:
         case "index":
             return [Step("train", step.round_number - 1)]
         case "train":
-            return [Step("index", step.round_number)] if step.round_number else []
+            before = [Step("train", step.round_number - 1), Step("index", step.round_number)]
+            return before if step.round_number else []
         case "evaluate":
             return [Step("train", step.round_number)]
 
@@ -64,7 +65,7 @@ def is_done(layout: RunLayout, step: Step) -> bool:
             folder = layout.root / parent
             if not parent.startswith("rounds/") or not artifacts.is_complete(folder):
                 continue
-            if artifacts.hash_bytes((folder / artifacts.MANIFEST_NAME).read_bytes()) != digest:
+            if artifacts.load_manifest(folder, folder.name).digest != digest:
                 raise RunError(
                     f"{layout.root / name} was made from another {parent} than the one that is there now: remove "
                     f"{layout.round(step.round_number).root} to make the round again"
@@ -84,15 +85,16 @@ def pending_steps(layout: RunLayout, rounds: range) -> list[Step]:
     """The steps of these rounds that are not done, in order.
 
     Raises:
-        UsageError: the first of them needs a round that is neither done nor among ``rounds``.
+        UsageError: one of them needs a step that is neither done nor among them.
     """
     pending = [step for number in rounds for step in steps_of_round(number) if not is_done(layout, step)]
-    needed = rounds.start - 1
-    if pending and needed >= 0:
-        before = layout.round(needed)
-        for folder, what in ((before.memory, "memory"), (before.model, "model")):
-            if not artifacts.is_complete(folder):
-                raise UsageError(f"round {needed} has no {what}: run --round {needed} first")
+    for step in pending:
+        for needed in prerequisites(step):
+            if needed in pending or is_done(layout, needed):
+                continue
+            absent = [name for name in outputs(layout, needed) if not artifacts.is_complete(layout.root / name)]
+            what = absent[-1].rpartition("/")[2]
+            raise UsageError(f"round {needed.round_number} has no {what}: run --round {needed.round_number} first")
     return pending
 
 

@@ -6,8 +6,8 @@ appear. A writer killed at any moment leaves nothing but the hidden folder, whic
 writer that was thought dead fails when its hidden folder is gone, instead of publishing over its successor).
 """
 
+import glob
 import json
-import os
 import secrets
 import shutil
 import subprocess
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from andscale.errors import RunError, UsageError
+from andscale.store.files import fsync_path, hash_bytes, hash_file, write_file
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -49,7 +50,11 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of ``manifest.json``; ``digest`` is the BLAKE3 of the file itself and is not stored in it."""
+    """The content of ``manifest.json``.
+
+    ``digest`` names the content: BLAKE3 of kind, files, config hash and parents. It is not stored, and it does not
+    depend on when or how fast the artefact was made, so the same artefact made again has the same digest.
+    """
 
     kind: str
     files: tuple[FileRecord, ...]
@@ -66,22 +71,6 @@ class Manifest:
         return sum(f.rows or 0 for f in self.files)
 
 
-def hash_file(path: Path) -> str:
-    """BLAKE3 of a file's bytes, as 64 hexadecimal digits; all cores, memory-mapped."""
-    from blake3 import blake3
-
-    digest: str = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
-    return digest
-
-
-def hash_bytes(data: bytes) -> str:
-    """BLAKE3 of bytes, as 64 hexadecimal digits."""
-    from blake3 import blake3
-
-    digest: str = blake3(data).hexdigest()
-    return digest
-
-
 def begin(folder: Path) -> Path:
     """Start writing the artefact ``folder``: returns a fresh hidden folder beside it, on the same file system.
 
@@ -92,7 +81,7 @@ def begin(folder: Path) -> Path:
     """
     refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f".{folder.name}.partial-*"):
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     staging = folder.parent / f".{folder.name}.partial-{secrets.token_hex(8)}"
     staging.mkdir()
@@ -210,7 +199,7 @@ def load_manifest(folder: Path, kind: str) -> Manifest:
     """Read an artefact's manifest.
 
     Raises:
-        RunError: no manifest, not readable, of another kind or a newer format.
+        RunError: no manifest, not readable, or of another kind. UsageError: of a newer format.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -222,7 +211,7 @@ def load_manifest(folder: Path, kind: str) -> Manifest:
         if record["format"] != "andscale.artifact":
             raise KeyError("format")
         if record["format_version"] > FORMAT_VERSION:
-            raise RunError(f"{path} has format version {record['format_version']}: a newer andscale wrote it")
+            raise UsageError(f"{path} has format version {record['format_version']}: read it with the newer andscale")
         manifest = Manifest(
             kind=record["kind"],
             files=tuple(FileRecord(**f) for f in record["files"]),
@@ -231,9 +220,11 @@ def load_manifest(folder: Path, kind: str) -> Manifest:
             seconds=record["seconds"],
             created=record["created"],
             commit=record["commit"],
-            digest=hash_bytes(data),
+            digest=_digest(record),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise RunError(f"{path} is not a manifest of ours, or it is damaged") from None
     if manifest.kind != kind:
         raise RunError(f"{folder} holds {manifest.kind!r}, not {kind!r}")
@@ -241,6 +232,17 @@ def load_manifest(folder: Path, kind: str) -> Manifest:
         if Path(file.name).name != file.name:
             raise RunError(f"{path} names a file outside its folder: {file.name!r}")
     return manifest
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    content = {key: record[key] for key in ("kind", "files", "config_hash", "parents")}
+    return hash_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+def refuse_other_config(folder: Path, manifest: Manifest, config_hash: str) -> None:
+    """Raise RunError when an artefact was made with another config than the run that wants to read it."""
+    if manifest.provenance.config_hash != config_hash:
+        raise RunError(f"{folder} was made with another config than this run has: it is not this run's")
 
 
 def verify(folder: Path, kind: str) -> Manifest:
@@ -257,52 +259,9 @@ def verify(folder: Path, kind: str) -> Manifest:
 
 def verify_file(path: Path, num_bytes: int, blake3: str) -> None:
     """Check one file against its recorded size and hash; raises RunError naming it."""
-    if not path.is_file():
-        raise RunError(f"{path} is missing, but its record lists it")
-    size = path.stat().st_size
-    if size != num_bytes:
-        raise RunError(f"{path} has {size} bytes, its record says {num_bytes}: it is damaged")
+    check_size(path, num_bytes)
     if hash_file(path) != blake3:
         raise RunError(f"{path} does not have the hash of its record: it is damaged")
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file so that it is absent, the old one, or the new one whole, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
-    try:
-        temporary.write_bytes(data)
-        fsync_path(temporary)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(path.parent)
-
-
-def fsync_path(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def check_writable(folder: Path) -> None:
-    """Raise UsageError when nothing can be written below ``folder``; the nearest existing parent is tried."""
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UsageError(f"{existing} is not a folder: choose another place")
-    probe = existing / f".andscale-probe-{secrets.token_hex(8)}"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"cannot write in {existing} ({error.strerror}): choose another folder or mend its permissions"
-        ) from None
 
 
 @cache
@@ -329,3 +288,12 @@ def source_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return top.stdout.strip() or None
+
+
+def check_size(path: Path, num_bytes: int) -> None:
+    """Check that a file is there and has its recorded size; raises RunError naming it."""
+    if not path.is_file():
+        raise RunError(f"{path} is missing, but its record lists it")
+    size = path.stat().st_size
+    if size != num_bytes:
+        raise RunError(f"{path} has {size} bytes, its record says {num_bytes}: it is damaged")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from andscale.errors import RunError, UsageError
-from andscale.store.artifacts import hash_bytes, hash_file
+from andscale.store.files import hash_bytes, hash_file
 from andscale.store.parquet import check_ids, column_to_numpy, open_table
 
 
@@ -65,7 +65,7 @@ def to_unit_length(features: np.ndarray, where: object) -> np.ndarray:
         if bad.any():
             ids = ", ".join(map(str, np.flatnonzero(bad)[:5]))
             raise RunError(f"{where}: {bad.sum()} features have {what} (sample ids {ids}): remove or mend them")
-    unit: np.ndarray = (features / lengths[:, None]).astype(np.float32)
+    unit: np.ndarray = features / lengths[:, None].astype(np.float32)
     return unit
 
 

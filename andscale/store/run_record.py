@@ -9,10 +9,12 @@ from typing import Any
 
 from andscale.config import RunConfig, build_config, config_differences
 from andscale.errors import UsageError
-from andscale.store.artifacts import check_writable, source_commit, write_file
+from andscale.store.artifacts import source_commit
+from andscale.store.files import check_writable, write_file
 from andscale.store.run_layout import RunLayout
 
 FORMAT_VERSION = 1
+_LEFT_OVER = (".run.json.tmp-", ".andscale-probe-", "launcher.lock")
 _PACKAGES = (
     "andscale",
     "torch",
@@ -33,7 +35,7 @@ class RunRecord:
     Attributes:
         config: the resolved config.
         dataset_root: where the prepared data set lies, absolute.
-        dataset_fingerprint: BLAKE3 of its dataset.json.
+        dataset_fingerprint: of its dataset.json, ``PreparedDataset.fingerprint``.
         versions: package -> version at the first launch.
     """
 
@@ -78,8 +80,7 @@ def create_run(root: Path, config: RunConfig, dataset_root: Path, dataset_finger
     Raises:
         UsageError: the folder holds something else, or cannot be written.
     """
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UsageError(f"{root} exists and is not a run (no run.json in it): choose another --run")
+    refuse_foreign(root)
     check_writable(root)
     record: dict[str, Any] = {
         "format": "andscale.run",
@@ -92,6 +93,14 @@ def create_run(root: Path, config: RunConfig, dataset_root: Path, dataset_finger
     }
     write_file(RunLayout(root).record, (json.dumps(record, indent=2) + "\n").encode())
     return load_run(root)
+
+
+def refuse_foreign(root: Path) -> None:
+    """Raise UsageError when a folder without run.json holds anything but what a killed first launch leaves."""
+    if not root.exists():
+        return
+    if not root.is_dir() or any(not path.name.startswith(_LEFT_OVER) for path in root.iterdir()):
+        raise UsageError(f"{root} exists and is not a run (no run.json in it): choose another --run")
 
 
 def refuse_other_config(root: Path, recorded: RunConfig, given: RunConfig) -> None:

@@ -10,9 +10,8 @@ from torch.nn import functional
 
 from andscale.config import ModelConfig
 from andscale.data.augment import PIXEL_MEAN, PIXEL_STD
-from andscale.errors import RunError, UsageError
+from andscale.errors import RunError
 
-BACKBONES = ("small_resnet", "resnet18", "resnet34", "resnet50", "resnet101")
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 
@@ -63,20 +62,14 @@ class _Block(nn.Module):
 
 
 def build_backbone(config: ModelConfig, seed: int) -> EmbeddingNetwork:
-    """Build the network with weights that are a function of ``seed`` alone; torch's global generator is kept.
-
-    Raises:
-        UsageError: unknown name; the choices are listed.
-    """
+    """Build the network with weights that are a function of ``seed`` alone; torch's global generator is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         match config.backbone:
             case "small_resnet":
-                trunk, num_channels = _small_resnet(config.stem)
-            case "resnet18" | "resnet34" | "resnet50" | "resnet101":
-                trunk, num_channels = _torchvision_resnet(config.backbone, config.stem)
-            case _:
-                raise UsageError(f"unknown model.backbone {config.backbone!r}; choose one of {', '.join(BACKBONES)}")
+                trunk, num_channels = _small_resnet()
+            case name:
+                trunk, num_channels = _torchvision_resnet(name, config.stem)
         return EmbeddingNetwork(trunk, num_channels, config.feature_dim)
 
 
@@ -103,13 +96,11 @@ def load_weights(folder: Path, network: EmbeddingNetwork) -> None:
         raise RunError(f"{folder / WEIGHTS_NAME} does not fit the network: {str(error).splitlines()[0]}") from None
 
 
-def _small_resnet(stem: str) -> tuple[nn.Module, int]:
+def _small_resnet() -> tuple[nn.Module, int]:
     """A ResNet of three stages of one basic block, 0.3 million weights, for small images on a CPU.
 
     The stem halves the image at once: that gave the most accuracy for the time (docs/log.md).
     """
-    if stem != "small":
-        raise UsageError("model.backbone = small_resnet has a small stem only: set model.stem = small")
     trunk = nn.Sequential(
         nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(32),

@@ -6,6 +6,7 @@ function of (seed, round, epoch, step), so there is no generator state to keep.
 """
 
 import pickle
+import secrets
 import shutil
 import sys
 import time
@@ -139,8 +140,8 @@ def _newest_valid(folder: Path, provenance: artifacts.Provenance) -> str | None:
             manifest = artifacts.verify(path, KIND)
         except RunError as error:
             print(f"warning: checkpoint passed over: {error}", file=sys.stderr, flush=True)
-            # out of the way, so that the epoch can be published again
-            shutil.rmtree(path, ignore_errors=True)
+            # out of the way, so that the epoch can be published again; kept for whoever wants to know why
+            path.rename(path.with_name(f".damaged-{path.name}-{secrets.token_hex(4)}"))
             continue
         if manifest.provenance != provenance:
             raise RunError(f"{path} was made from other inputs than this round has: remove {folder} to start anew")

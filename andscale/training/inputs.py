@@ -63,6 +63,12 @@ def load_inputs(record: RunRecord, layout: RunLayout, round_number: int, num_sam
     memory, memory_manifest = read_features(before.memory)
     model_manifest = artifacts.verify(before.model, MODEL_KIND)
     table, table_manifest = read_table(current.neighbourhoods)
+    for folder, manifest in (
+        (before.memory, memory_manifest),
+        (before.model, model_manifest),
+        (current.neighbourhoods, table_manifest),
+    ):
+        artifacts.refuse_other_config(folder, manifest, config_hash)
     memory_name = f"rounds/{before.number:02d}/memory"
     if table_manifest.provenance.parents.get(memory_name) != memory_manifest.digest:
         raise RunError(

@@ -1,8 +1,9 @@
 """The training job of one round, top to bottom."""
 
 import math
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from andscale.config import OptimConfig, RunConfig
 from andscale.data.reader import Batch, SplitReader, batch_bounds
 from andscale.data.shards import open_dataset
-from andscale.distributed import World, process_group
-from andscale.errors import RunError
+from andscale.distributed import World, barrier, process_group
+from andscale.errors import RunError, UsageError
 from andscale.metrics import MetricsLog, Progress
 from andscale.store import artifacts
 from andscale.store.features import KIND as MEMORY_KIND
@@ -58,13 +59,20 @@ def train_round(run: Path, round_number: int, world: World) -> None:
     record, layout = load_run(run), RunLayout(run)
     folder = layout.round(round_number)
     if artifacts.is_complete(folder.memory) and artifacts.is_complete(folder.model):
+        if world.is_main:
+            print(f"round {round_number} is trained already: {folder.memory}")
         return
     check_inputs_exist(layout, round_number)
     with process_group(world) as device:
         reader = _open_reader(record, device)
+        _check_shares(record.config, world, reader.num_samples)
         inputs = load_inputs(record, layout, round_number, reader.num_samples)
         state = _start(record.config, round_number, inputs, world, device, reader.num_samples)
+        inputs = replace(inputs, memory=None)  # this rank's rows are in the state: let go of the others'
         _resume(state, load_checkpoint(folder.checkpoints, world, inputs.provenance))
+        _drop_half(folder, state, record.config, world)
+        if world.is_main:
+            print(f"round {round_number}: {world.world_size} ranks, rank 0 on {device}", flush=True)
         log = MetricsLog(folder.metrics, enabled=world.is_main)
         log.drop_after(state.epoch)
         model = _data_parallel(state.network, world, device)
@@ -108,8 +116,9 @@ def train_epoch(
             if not math.isfinite(loss):
                 ids = batch.sample_ids.tolist()
                 raise RunError(
-                    f"round {round_number}, epoch {epoch}, step {batch.step}, rank {world.rank}: the loss is {loss}; "
-                    f"sample ids of this rank {ids[:8]}... Lower optim.learning_rate, or look at these images"
+                    f"round {round_number}, epoch {epoch}, step {batch.step}, rank {world.rank}: the loss or its "
+                    f"gradient is {loss}; sample ids of this rank {ids[:8]}... Lower optim.learning_rate, or look at "
+                    "these images"
                 )
             loss_sum += loss * sum(batch.counts)
             progress.advance(sum(batch.counts), note=f"loss {loss_sum / (progress.done + sum(batch.counts)):.4f}")
@@ -130,7 +139,7 @@ def train_step(
 ) -> float:
     """Forward, objective, backward, SGD step, memory update; returns the mean loss of the global batch.
 
-    The optimizer and the memory are left alone when the loss is not finite.
+    The optimizer and the memory are left alone when the loss or the gradient is not finite: that number is returned.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = rate
@@ -148,6 +157,10 @@ def train_step(
     if math.isfinite(loss):
         state.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in state.network.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))  # the same on all ranks: DDP has averaged
+        if not math.isfinite(norm):
+            return norm
         state.optimizer.step()
         state.memory.update(result.sample_ids, result.features, config.method.memory_momentum)
     return loss
@@ -205,6 +218,30 @@ def _open_reader(record: RunRecord, device: torch.device) -> SplitReader:
     if dataset.fingerprint != record.dataset_fingerprint:
         raise RunError(f"{record.dataset_root} is not the data set that this run was started with")
     return SplitReader(dataset, "train", record.config.data, device, record.config.data.max_train_samples)
+
+
+def _check_shares(config: RunConfig, world: World, num_samples: int) -> None:
+    """Batch norm needs two samples a rank in every batch."""
+    bounds = batch_bounds(num_samples, config.optim.global_batch_size)
+    smallest = min(stop - start for start, stop in bounds)
+    if smallest < 2 * world.world_size:
+        raise UsageError(
+            f"batches of {smallest} samples are too small for {world.world_size} ranks: use fewer ranks, or a larger "
+            "optim.global_batch_size"
+        )
+
+
+def _drop_half(folder: RoundLayout, state: TrainState, config: RunConfig, world: World) -> None:
+    """Remove one of ``model/`` and ``memory/`` when it was published from a state that is lost.
+
+    A job killed between the two publishes the other from its last checkpoint. When that checkpoint is gone, training
+    goes on from an earlier one, and the two would come from different trainings.
+    """
+    if world.is_main and state.epoch < config.optim.num_epochs:
+        for half in (folder.model, folder.memory):
+            (half / artifacts.MANIFEST_NAME).unlink(missing_ok=True)
+            shutil.rmtree(half, ignore_errors=True)
+    barrier()
 
 
 def _start(

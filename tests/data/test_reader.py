@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +8,9 @@ from hypothesis import strategies as st
 
 from andscale.config import AugmentConfig, DataConfig
 from andscale.data.reader import SplitReader, batch_bounds, epoch_order, rank_counts
+from andscale.data.shards import load_catalogue, open_dataset
 from andscale.distributed import World
-from andscale.errors import UsageError
+from andscale.errors import RunError, UsageError
 
 CPU = torch.device("cpu")
 AUGMENT = AugmentConfig()
@@ -110,3 +113,27 @@ def test_labels_follow_their_images(digits):
 def test_a_split_that_is_not_there_is_named(digits):
     with pytest.raises(UsageError):
         SplitReader(digits, "test", DataConfig(dataset="x"), CPU)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_damaged_shard_is_named_in_one_line(digits, tmp_path, in_memory, workers):
+    shutil.copytree(digits.root, tmp_path / "copy")
+    copy = open_dataset(tmp_path / "copy")
+    path = tmp_path / "copy" / "train-000000.tar"
+    data = bytearray(path.read_bytes())
+    offset = int(load_catalogue(copy, "train").offsets[7])
+    data[offset : offset + 16] = bytes(16)  # the image's header
+    path.write_bytes(data)
+    with pytest.raises(RunError) as caught:
+        list(_reader(copy, in_memory, workers).epoch(World(), AUGMENT, 16, (0, 0, 0)))
+    assert "train-000000.tar" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "damaged" in str(caught.value) if in_memory else "sample 7: " in str(caught.value)
+
+
+def test_a_missing_shard_is_named_before_anything_is_read(digits, tmp_path):
+    shutil.copytree(digits.root, tmp_path / "copy")
+    (tmp_path / "copy" / "train-000000.tar").unlink()
+    with pytest.raises(RunError, match=r"train-000000.tar is missing"):
+        _reader(open_dataset(tmp_path / "copy"), in_memory=False)

@@ -13,7 +13,7 @@ import synthetic_sources as synthetic
 from andscale.data.prepare import PrepareOptions, prepare
 from andscale.data.shards import load_catalogue, open_dataset, stream_samples, verify_dataset
 from andscale.errors import RunError, UsageError
-from andscale.store.artifacts import hash_file
+from andscale.store.files import hash_file
 
 
 @pytest.fixture

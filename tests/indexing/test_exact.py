@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from andscale.errors import RunError, UsageError
-from andscale.indexing.exact import Discovery, check_against_float64, discover
+from andscale.indexing.exact import Discovery, check_against_float64, discover, find_neighbours
 
 TILE = 1 << 20
 
@@ -25,7 +25,7 @@ def _assert_equals_reference(features, found, k, tau):
     n=st.integers(2, 40),
     d=st.integers(1, 12),
     k=st.integers(1, 12),
-    tau=st.sampled_from([0.02, 0.05, 0.1, 1.0]),
+    tau=st.sampled_from([0.002, 0.02, 0.05, 0.1, 1.0]),
     duplicates=st.integers(0, 20),
     tile=st.sampled_from([1, 700, 1 << 20]),
     seed=st.integers(0, 2**31),
@@ -55,6 +55,28 @@ def test_ties_go_to_the_smaller_id_when_they_reach_beyond_the_candidates(rng):
     found = discover(features, 2, 0.1, TILE)
     np.testing.assert_array_equal(found.neighbour_ids[250], [100, 101])
     np.testing.assert_array_equal(found.neighbour_ids[100], [101, 102])
+
+
+class _Reversed:
+    """An exact index whose ties come in falling order of ids, as a library may give them."""
+
+    def __init__(self, features):
+        self.features = features
+
+    def search(self, queries, k):
+        scores = queries @ self.features.T
+        order = np.lexsort((np.broadcast_to(-np.arange(scores.shape[1]), scores.shape), -scores), axis=1)[:, :k]
+        return np.take_along_axis(scores, order, 1), order
+
+
+@pytest.mark.parametrize("ties", [4, 100])
+def test_ties_are_canonical_whatever_order_the_library_gives(rng, monkeypatch, ties):
+    features = reference.unit_rows(rng, 300, 16)
+    features[100 : 100 + ties] = features[250]
+    monkeypatch.setattr("andscale.indexing.exact.to_gpu", lambda index: _Reversed(features))
+    ids, _ = find_neighbours(features, None, 2, TILE)
+    np.testing.assert_array_equal(ids[250], [100, 101])
+    np.testing.assert_array_equal(ids[101], [100, 102])
 
 
 def test_the_answer_does_not_depend_on_the_block_size(rng):

@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 from golden import assert_golden
@@ -9,6 +10,7 @@ from andscale.config import ResourcesConfig
 from andscale.orchestration.slurm import sbatch_script
 from andscale.orchestration.steps import Step
 from andscale.store.run_layout import RunLayout
+from andscale.store.run_record import load_run
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def test_the_sbatch_script_is_as_recorded(kind):
     )  # fmt: skip
     after = [] if kind == "index" else ["4711"]
     script = sbatch_script(RunLayout(Path("runs/demo")), Step(kind, 1), resources, after)
-    assert_golden(f"sbatch-{kind}.txt", script.replace(str(Path.cwd()), "<here>"))
+    assert_golden(f"sbatch-{kind}.txt", script.replace(sys.executable, "<python>").replace(str(Path.cwd()), "<here>"))
 
 
 @pytest.mark.slurm
@@ -51,6 +53,14 @@ def test_a_whole_run_on_a_real_slurm_equals_the_one_on_this_machine(slurm, tmp_p
     assert len(slurm.states()) == 5
     slurm.wait_until_empty(timeout_s=200)
     assert set(slurm.states().values()) == {"COMPLETED"}
+    run = tmp_path / "slurm" / "runs" / "tiny"
+    for step in (Step("train", 0), Step("evaluate", 0)):
+        logs = RunLayout(run).round(0).logs(step.kind)
+        submitted = next(logs.glob("*_submission.sh")).read_text()
+        after = [next(RunLayout(run).round(0).logs("train").glob("*_submission.sh")).name.split("_")[0]]
+        resources = load_run(run).config.resources
+        shown = sbatch_script(RunLayout(run), step, resources, after if step.kind == "evaluate" else [])
+        assert shown == submitted, "a dry run shows what is submitted"
     done = run_command("--round", "1", cwd=tmp_path / "slurm", env=slurm.environment)
     assert "round 1 is complete" in done
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -56,9 +57,19 @@ def test_an_artefact_of_another_parent_is_stale(layout):
     _do(layout, Step("index", 1), {"rounds/00/memory": digest, "dataset": "0" * 64})
     assert is_done(layout, Step("index", 1))
     path = layout.round(0).memory / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1e6}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"parents": {"dataset": "x"}}))
     with pytest.raises(RunError, match="was made from another rounds/00/memory than the one that is there now: remove"):
         is_done(layout, Step("index", 1))
+
+
+def test_an_artefact_made_again_with_the_same_content_is_not_another_parent(layout):
+    _do(layout, Step("train", 0))
+    digest = artifacts.load_manifest(layout.round(0).memory, "memory").digest
+    _do(layout, Step("index", 1), {"rounds/00/memory": digest})
+    shutil.rmtree(layout.round(0).memory)
+    shutil.rmtree(layout.round(0).model)
+    _do(layout, Step("train", 0))
+    assert is_done(layout, Step("index", 1))
 
 
 @pytest.mark.parametrize(("text", "expected"), [("0-4", range(5)), ("2", range(2, 3)), ("3-3", range(3, 4))])

@@ -14,12 +14,12 @@ from andscale.distributed import World
 from andscale.errors import RunError, UsageError
 from andscale.indexing.rebuild import rebuild_index
 from andscale.metrics import read_metrics
-from andscale.store import artifacts
+from andscale.store import files
 from andscale.store.neighbourhoods import read_table
 from andscale.store.run_record import load_run
 from andscale.training import loop
 from andscale.training.inputs import load_inputs
-from runs import assert_same_state, digits_config, start_run, trained_state
+from runs import assert_same_state, start_run, trained_state
 
 
 def _train(world, root, number, stop_after=None):
@@ -122,7 +122,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_with_place_and_ids(tmp_
     layout = start_run(tmp_path / "run", digits)
     messages = run_ranks(_train_until_nan, 2, layout.root, grouped=False)
     for rank, message in enumerate(messages):
-        assert message.startswith(f"round 0, epoch 0, step 2, rank {rank}: the loss is nan; sample ids of this rank [")
+        assert message.startswith(
+            f"round 0, epoch 0, step 2, rank {rank}: the loss or its gradient is nan; sample ids "
+        )
     assert not layout.round(0).memory.exists()
     assert not layout.round(0).checkpoints.exists()
 
@@ -186,7 +188,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_not_executed(copied, tmp_path):
     for file in manifest["files"]:
         if file["name"] == "state.pt":
             file["bytes"] = (folder / "state.pt").stat().st_size
-            file["blake3"] = artifacts.hash_file(folder / "state.pt")
+            file["blake3"] = files.hash_file(folder / "state.pt")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunError, match=r"state.pt is not a checkpoint of ours"):
         loop.train_round(copied.root, 0, World())
@@ -204,7 +206,7 @@ def test_anchors_are_trained_with_their_neighbours_and_instances_alone(copied):
 
 def test_a_round_is_refused_when_its_neighbourhoods_are_of_another_memory(copied):
     path = copied.round(0).memory / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1e9}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"parents": {"dataset": "another"}}))
     with pytest.raises(RunError, match="was not made from .*memory as it is now: remove .*rounds/01"):
         loop.train_round(copied.root, 1, World())
 
@@ -234,5 +236,65 @@ def test_the_published_network_trains_too(tmp_path, digits):
     np.testing.assert_allclose(np.linalg.norm(memory, axis=1), 1, atol=1e-5)
 
 
-def test_configs_of_tests_are_small(digits):
-    assert digits_config(digits).optim.num_epochs == 2
+def _train_with_an_infinite_gradient(world, root):
+    real = loop.batch_objective
+
+    def broken(features, *rest):
+        features.register_hook(lambda gradient: gradient * float("inf"))
+        return real(features, *rest)
+
+    loop.batch_objective = broken
+    try:
+        loop.train_round(root, 0, world)
+    except RunError as error:
+        return str(error)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, digits):
+    layout = start_run(tmp_path / "run", digits)
+    (message,) = run_ranks(_train_with_an_infinite_gradient, 1, layout.root, grouped=False)
+    assert message.startswith("round 0, epoch 0, step 0, rank 0: the loss or its gradient is ")
+    assert not layout.round(0).checkpoints.exists()
+
+
+def _train_and_hear_usage(world, root):
+    try:
+        loop.train_round(root, 0, world)
+    except UsageError as error:
+        return str(error)
+
+
+def test_batches_too_small_for_the_ranks_are_refused(tmp_path, digits):
+    layout = start_run(tmp_path / "run", digits, optim={"global_batch_size": 5})
+    messages = run_ranks(_train_and_hear_usage, 3, layout.root, grouped=False)
+    assert messages == ["batches of 4 samples are too small for 3 ranks: use fewer ranks, or a larger "
+                        "optim.global_batch_size"] * 3  # fmt: skip
+
+
+def test_artefacts_of_another_config_are_refused(copied):
+    record = json.loads(copied.record.read_text())
+    record["config"]["optim"]["learning_rate"] = 0.5
+    copied.record.write_text(json.dumps(record))
+    with pytest.raises(RunError, match="memory was made with another config than this run has"):
+        loop.train_round(copied.root, 1, World())
+
+
+def test_a_half_published_round_whose_checkpoint_is_lost_is_made_anew(copied):
+    expected = trained_state(copied, 0)
+    shutil.rmtree(copied.round(0).memory)
+    shutil.rmtree(copied.round(0).checkpoints)
+    weights = copied.round(0).model / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    run_ranks(_train, 1, copied.root, 0, grouped=False)
+    assert weights.stat().st_mtime_ns != before
+    assert_same_state(trained_state(copied, 0), expected)
+
+
+def test_a_half_published_round_with_its_checkpoint_is_finished(copied):
+    expected = trained_state(copied, 0)
+    shutil.rmtree(copied.round(0).memory)
+    weights = copied.round(0).model / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    run_ranks(_train, 1, copied.root, 0, grouped=False)
+    assert weights.stat().st_mtime_ns == before
+    assert_same_state(trained_state(copied, 0), expected)

@@ -1,0 +1,62 @@
+"""Single files: hashes, writes that cannot be seen half done, places that can be written."""
+
+import os
+import secrets
+from pathlib import Path
+
+from andscale.errors import UsageError
+
+
+def hash_file(path: Path) -> str:
+    """BLAKE3 of a file's bytes, as 64 hexadecimal digits; all cores, memory-mapped."""
+    from blake3 import blake3
+
+    digest: str = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    return digest
+
+
+def hash_bytes(data: bytes) -> str:
+    """BLAKE3 of bytes, as 64 hexadecimal digits."""
+    from blake3 import blake3
+
+    digest: str = blake3(data).hexdigest()
+    return digest
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file so that it is absent, the old one, or the new one whole, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+    try:
+        temporary.write_bytes(data)
+        fsync_path(temporary)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UsageError when nothing can be written below ``folder``; the nearest existing parent is tried."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UsageError(f"{existing} is not a folder: choose another place")
+    probe = existing / f".andscale-probe-{secrets.token_hex(8)}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"cannot write in {existing} ({error.strerror}): choose another folder or mend its permissions"
+        ) from None
