@@ -17,6 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_INTERRUPTED = 130
+
 RunOption = Annotated[
     Path | None, typer.Option("--run", help="Run folder; the only or newest one below runs/ by default.")
 ]
@@ -210,10 +212,12 @@ def call(name: str | None = None, arguments: list[str] | None = None) -> int:
     except typer.TyperException as error:
         return _fail(f"{error.format_message()} (see {program} --help)", error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        return _fail("stopped; the same command goes on from what is done", 130)
+        result = _INTERRUPTED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)
+    if result == _INTERRUPTED:  # typer's own answer to Ctrl-C, too
+        return _fail("stopped; the same command goes on from what is done", _INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

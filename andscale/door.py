@@ -10,6 +10,7 @@ from pathlib import Path
 
 _PACKAGES = (
     "blake3",
+    "faiss",
     "numpy",
     "psutil",
     "pyarrow",

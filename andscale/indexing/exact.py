@@ -137,7 +137,7 @@ def similarity_entropies(features: np.ndarray, temperature: float, tile_bytes: i
     if temperature < _SHARP_TEMPERATURE:
         memory = memory.to(torch.float64)
     entropies = np.empty(len(features), np.float32)
-    rows_per_block = max(1, tile_bytes // (8 * len(features)))
+    rows_per_block = max(1, tile_bytes // (2 * memory.element_size() * len(features)))  # similarities and weights
     with Progress("entropies", len(features), "samples") as progress:
         for start in range(0, len(features), rows_per_block):
             block = memory[start : start + rows_per_block]

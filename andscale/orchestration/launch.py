@@ -65,6 +65,8 @@ def launch(request: LaunchRequest) -> None:
         print(describe_plan(layout, steps, config, cluster))
         return
     cluster = choose_cluster(request.cluster) if steps else "none"
+    if cluster == "local" and config.resources.num_nodes > 1:
+        raise UsageError("resources.num_nodes is above 1: a run on this machine alone has one node")
     if steps:
         check_writable(root)
         root.mkdir(parents=True, exist_ok=True)
@@ -208,17 +210,18 @@ def _act(layout: RunLayout, steps: list[Step], config: RunConfig, cluster: str) 
 
 def _refuse_job_elsewhere(layout: RunLayout, step: Step, cluster: str) -> None:
     """Raise RunError when the step's last job may live where this launch would not see it."""
+    if cluster == "slurm":
+        from andscale.orchestration.local import find_live_job
+
+        job = find_live_job(layout, step)
+        if job is not None:
+            raise RunError(f"{step} runs on this machine (process {job.pid}): launch with --cluster local")
     record = read_job_record(layout, step)
     path = layout.round(step.round_number).job_record(step.kind)
     if record is None:
         return
     if record.cluster == "local" and record.host != socket.gethostname():
         raise RunError(f"{step} was started on {record.host} and may still run: launch there, or remove {path}")
-    if record.cluster == "local" and cluster == "slurm":
-        from andscale.orchestration.local import find_live_job
-
-        if find_live_job(layout, step) is not None:
-            raise RunError(f"{step} runs on this machine (process {record.job_id}): launch with --cluster local")
     if record.cluster == "slurm" and cluster == "local":
         from andscale.orchestration.slurm import controller_answers, live_job
 

@@ -11,7 +11,7 @@ import psutil
 import submitit
 
 from andscale.config import ResourcesConfig
-from andscale.errors import RunError, UsageError
+from andscale.errors import RunError
 from andscale.metrics import PROGRESS_MARK
 from andscale.orchestration.jobs import ERROR_MARK, StepJob
 from andscale.orchestration.records import write_job_record
@@ -25,10 +25,8 @@ def run_steps(layout: RunLayout, steps: list[Step], resources: ResourcesConfig) 
     """Run steps one after the other, showing their logs; the first that fails ends the chain.
 
     Raises:
-        UsageError: more than one node was asked for. RunError: a step failed; the text says why and where its log is.
+        RunError: a step failed; the text says why and where its log is.
     """
-    if resources.num_nodes > 1:
-        raise UsageError("resources.num_nodes is above 1: a run on this machine alone has one node")
     for step in steps:
         started = time.monotonic()
         job = find_live_job(layout, step)

@@ -239,8 +239,9 @@ def _drop_half(folder: RoundLayout, state: TrainState, config: RunConfig, world:
     """
     if world.is_main and state.epoch < config.optim.num_epochs:
         for half in (folder.model, folder.memory):
-            (half / artifacts.MANIFEST_NAME).unlink(missing_ok=True)
-            shutil.rmtree(half, ignore_errors=True)
+            if artifacts.is_complete(half):  # anything else is not ours
+                (half / artifacts.MANIFEST_NAME).unlink()
+                shutil.rmtree(half, ignore_errors=True)
     barrier()
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import psutil
 import pytest
 from sklearn.datasets import load_digits
+from slurm_cluster import wait_for
 from whole_runs import assert_same_run, command, run_command, write_config
 
 from andscale.store import artifacts
@@ -165,13 +166,31 @@ def test_a_second_launcher_is_told_who_holds_the_run(finished, tmp_path):
     assert f"is held by another launcher: process {os.getpid()} on " in answer.stderr
 
 
+def test_ctrl_c_in_the_launcher_ends_its_job_too(tmp_path, digits):
+    config = write_config(tmp_path, digits)
+    launcher = subprocess.Popen(
+        command("--round", "0", "--config", config, *LOCAL), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    record = tmp_path / "runs" / "tiny" / "rounds" / "00" / "jobs" / "train.json"
+    wait_for(record.exists, "the job's record")
+    job = psutil.Process(int(json.loads(record.read_text())["job_id"]))
+    time.sleep(1.5)
+    family = [job, *job.children(recursive=True)]
+    assert len(family) == 3, "the controller and two ranks"
+    launcher.send_signal(signal.SIGINT)  # to the launcher alone, not to its group
+    _, said = launcher.communicate(timeout=20)
+    assert launcher.returncode == 130
+    assert said.splitlines()[-1].startswith("error: stopped; the same command goes on from what is done")
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+
+
 def test_a_launcher_that_finds_a_live_job_waits_for_it(finished, tmp_path, digits):
     config = write_config(tmp_path, digits)
     arguments = ("--round", "0", "--config", config, *LOCAL)
     launcher = subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     record = tmp_path / "runs" / "tiny" / "rounds" / "00" / "jobs" / "train.json"
-    while not record.exists():
-        time.sleep(0.05)
+    wait_for(record.exists, "the job's record")
     time.sleep(0.5)
     launcher.kill()
     job = psutil.Process(int(json.loads(record.read_text())["job_id"]))
