@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
-from ranks import run_ranks
 
+import reference
 from andscale.distributed import World
 from andscale.indexing.exact import discover
 from andscale.training.memory_bank import MemoryBank
 from andscale.training.objective import batch_objective
-from runs import start_run, trained_state
+from ranks import run_ranks
+from tiny_runs import start_run, trained_state
 
 pytestmark = [
     pytest.mark.gpu,

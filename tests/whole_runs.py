@@ -8,7 +8,7 @@ from pathlib import Path
 
 from andscale.store.neighbourhoods import read_table
 from andscale.store.run_layout import RunLayout
-from runs import assert_same_state, trained_state
+from tiny_runs import assert_same_state, trained_state
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """\

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-import reference
 
+import reference
 from andscale.errors import UsageError
 from andscale.evaluation.knn import weighted_knn_predict
 

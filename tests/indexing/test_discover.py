@@ -4,8 +4,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import reference
 
+import reference
 from andscale.errors import RunError, UsageError
 from andscale.indexing.discover import DiscoverRequest, discover_features
 from andscale.store.neighbourhoods import read_table

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
 from andscale.errors import RunError, UsageError
 from andscale.indexing.exact import Discovery, check_against_float64, discover, find_neighbours
 

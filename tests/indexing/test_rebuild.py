@@ -2,8 +2,8 @@ import shutil
 
 import numpy as np
 import pytest
-import reference
 
+import reference
 from andscale.errors import RunError, UsageError
 from andscale.indexing import rebuild
 from andscale.indexing.exact import Discovery
@@ -11,7 +11,7 @@ from andscale.store import artifacts
 from andscale.store.features import read_features, write_features
 from andscale.store.neighbourhoods import read_table
 from andscale.store.run_record import load_run
-from runs import start_run
+from tiny_runs import start_run
 
 
 @pytest.fixture

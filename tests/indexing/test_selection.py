@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reference
 from andscale.errors import UsageError
 from andscale.indexing.selection import num_anchors, select_anchors
 

@@ -2,15 +2,15 @@ import os
 import sys
 
 import pytest
-from golden import assert_golden
-from slurm_cluster import SlurmCluster, missing_programs
-from whole_runs import assert_same_run, run_command, write_config
 
 from andscale.config import ResourcesConfig
 from andscale.orchestration.slurm import sbatch_script
 from andscale.orchestration.steps import Step
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import load_run
+from golden import assert_golden
+from slurm_cluster import SlurmCluster, missing_programs
+from whole_runs import assert_same_run, run_command, write_config
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import pandas as pd
 import psutil
 import pytest
 from sklearn.datasets import load_digits
-from slurm_cluster import wait_for
-from whole_runs import assert_same_run, command, run_command, write_config
 
 from andscale.store import artifacts
 from andscale.store.neighbourhoods import read_table
 from andscale.store.run_layout import RunLayout
+from slurm_cluster import wait_for
+from whole_runs import assert_same_run, command, run_command, write_config
 
 LOCAL = ("--cluster", "local")
 

@@ -4,11 +4,11 @@ import shutil
 import time
 
 import pytest
-from crashing import crash_at_every_call
 
 from andscale.errors import RunError, UsageError
 from andscale.store import artifacts, files
 from andscale.store.artifacts import Provenance
+from crashing import crash_at_every_call
 
 HERE = Provenance("c" * 64, {"rounds/00/memory": "p" * 64})
 

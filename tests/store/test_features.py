@@ -5,14 +5,14 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import reference
-from crashing import crash_at_every_call
 
+import reference
 from andscale.errors import RunError
 from andscale.store import artifacts
 from andscale.store.artifacts import Provenance
 from andscale.store.features import gather_by_id, read_features, shard_name, write_features
 from andscale.store.parquet import write_table
+from crashing import crash_at_every_call
 
 N, D = 1000, 16
 

@@ -1,14 +1,14 @@
 import shutil
 
 import numpy as np
-import reference
 import torch
-from crashing import crash_at_every_call
 
+import reference
 from andscale.distributed import World
 from andscale.store.artifacts import Provenance
 from andscale.training.checkpoint import load_checkpoint, save_checkpoint
 from andscale.training.memory_bank import MemoryBank
+from crashing import crash_at_every_call
 
 HERE = Provenance("c", {"dataset": "d"})
 

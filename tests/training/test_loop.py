@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
 
 from andscale.config import OptimConfig
 from andscale.distributed import World
@@ -19,7 +18,8 @@ from andscale.store.neighbourhoods import read_table
 from andscale.store.run_record import load_run
 from andscale.training import loop
 from andscale.training.inputs import load_inputs
-from runs import assert_same_state, start_run, trained_state
+from ranks import run_ranks
+from tiny_runs import assert_same_state, start_run, trained_state
 
 
 def _train(world, root, number, stop_after=None):

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-import reference
 import torch
-from ranks import run_ranks
 
+import reference
 from andscale.training.memory_bank import MemoryBank, initial_rows, rows_of_rank
 from andscale.training.objective import attend_rows, batch_objective
+from ranks import run_ranks
 
 N, D, K = 37, 8, 2
 TAU = 0.1
