@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+settings.register_profile("andscale", deadline=None)  # shared machines stall
+settings.load_profile("andscale")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -169,7 +169,12 @@ def test_a_second_launcher_is_told_who_holds_the_run(finished, tmp_path):
 def test_ctrl_c_in_the_launcher_ends_its_job_too(tmp_path, digits):
     config = write_config(tmp_path, digits)
     launcher = subprocess.Popen(
-        command("--round", "0", "--config", config, *LOCAL), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        command("--round", "0", "--config", config, *LOCAL),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # where the tests run in the background, the shell has set SIGINT to be ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     record = tmp_path / "runs" / "tiny" / "rounds" / "00" / "jobs" / "train.json"
     wait_for(record.exists, "the job's record")
