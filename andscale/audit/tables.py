@@ -66,20 +66,14 @@ def purity_table(inspected: dict[str, Any]) -> str:
     )
     if not inspected["labelled"]:
         title += " (no labels: no purity)"
-    header = [
-        "samples",
-        "number",
-        "purity@1",
-        f"purity@{inspected['num_neighbours']}",
-        "entropy min/median/max",
-    ]
-    header.append("mean similarity")
+    # with one neighbour purity@k says the same as purity@1
+    purities = {"purity@1": "purity_at_1", f"purity@{inspected['num_neighbours']}": "purity_at_k"}
+    header = ["samples", "number", *purities, "entropy min/median/max", "mean similarity"]
     rows = [
         [
             g["name"],
             f"{g['num_samples']:,}",
-            _number(g["purity_at_1"], ".4f"),
-            _number(g["purity_at_k"], ".4f"),
+            *(_number(g[key], ".4f") for key in purities.values()),
             "/".join(f"{v:.3f}" for v in g["entropy_nats"]),
             f"{g['mean_similarity']:.4f}",
         ]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from andscale.audit.purity import neighbour_agreement, purity_groups
-from andscale.audit.tables import render_table
+from andscale.audit.tables import purity_table, render_table
 from andscale.errors import UsageError
 from andscale.store.neighbourhoods import NeighbourhoodTable
 
@@ -39,3 +39,12 @@ def test_without_labels_there_is_no_purity_and_with_some_it_is_refused():
 
 def test_tables_are_aligned():
     assert render_table(["a", "bb"], [["long", "1"]]) == "a     bb\n----  --\nlong   1"
+
+
+@pytest.mark.parametrize(("k", "columns"), [(1, ["purity@1"]), (2, ["purity@1", "purity@2"])])
+def test_the_table_names_each_purity_once(k, columns):
+    table = NeighbourhoodTable(TABLE.neighbour_ids[:, :k], TABLE.similarities[:, :k], TABLE.entropies, TABLE.is_anchor)
+    groups = [vars(group) for group in purity_groups(table, LABELS)]
+    inspected = {"run": "r", "round": 1, "num_samples": 5, "num_neighbours": k, "labelled": True, "groups": groups}
+    header = purity_table(inspected).splitlines()[1].split()
+    assert [word for word in header if word.startswith("purity")] == columns
