@@ -24,8 +24,10 @@ if [ -z "$python" ]; then
     exit 1
 fi
 
-# half made, or made for the other FAISS (the two exclude each other): anew
-[ "$made" = "$faiss" ] || rm -rf .venv
+# half made, made for the other FAISS (the two exclude each other), or without anything to install with: anew
+if [ "$made" != "$faiss" ] || ! { command -v uv || .venv/bin/python -m pip --version; } >/dev/null 2>&1; then
+    rm -rf .venv
+fi
 echo "making .venv with $("$python" --version) (several GB the first time)"
 if [ ! -x .venv/bin/python ] && ! { command -v uv >/dev/null && uv venv -q --seed --python "$python" .venv; } &&
     ! { rm -rf .venv && "$python" -m venv .venv; }; then
