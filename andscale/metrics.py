@@ -3,11 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
-
-T = TypeVar("T")
+from typing import Any, TextIO
 
 _BAR_WIDTH = 28
 _TERMINAL_INTERVAL_S = 0.1
@@ -76,14 +73,6 @@ class Progress:
             mark = " " if last else PROGRESS_MARK
             self.stream.write(f"{self.label}{mark}{self.line()}\n")
         self.stream.flush()
-
-
-def track(items: Iterable[T], label: str, total: int, unit: str = "") -> Iterator[T]:
-    """Yield ``items`` and show how many have passed."""
-    with Progress(label, total, unit) as progress:
-        for item in items:
-            yield item
-            progress.advance()
 
 
 def _clock(seconds: float) -> str:

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from andscale.metrics import PROGRESS_MARK, MetricsLog, Progress, read_metrics, track
+from andscale.metrics import PROGRESS_MARK, MetricsLog, Progress, read_metrics
 from andscale.orchestration.local import LogFollower
 
 
@@ -46,11 +46,6 @@ def test_ranks_that_are_not_the_first_show_nothing():
     with Progress("x", 1, enabled=False, stream=stream) as progress:
         progress.advance()
     assert stream.getvalue() == ""
-
-
-def test_track_passes_its_items_on(capsys):
-    assert list(track("abc", "letters", 3)) == ["a", "b", "c"]
-    assert "letters 100 % 3/3" in capsys.readouterr().err
 
 
 def test_metrics_of_a_cut_epoch_are_dropped_with_a_cut_line(tmp_path):

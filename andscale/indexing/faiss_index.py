@@ -1,4 +1,4 @@
-"""FAISS: build an exact index, on the GPU when there is one, search it, save it with the samples' ids."""
+"""FAISS: build an exact index, copy it to the GPUs where there are any, save it with the samples' ids."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from andscale.errors import RunError, UsageError
+from andscale.errors import UsageError
 
 INDEX_NAME = "index.faiss"
 KIND = "index"
@@ -53,11 +53,3 @@ def to_gpu(index: Any) -> Any:
 def save(index: Any, path: Path) -> None:
     """Write the index with its ids."""
     import_faiss().write_index(index, str(path))
-
-
-def load(path: Path) -> Any:
-    """Read an index file that was verified before; RunError when FAISS refuses it."""
-    try:
-        return import_faiss().read_index(str(path))
-    except RuntimeError as error:
-        raise RunError(f"{path} cannot be read by FAISS: {str(error).splitlines()[0]}") from None
