@@ -107,8 +107,14 @@ class IndexConfig(Section):
 
     check_rows: int = Field(default=1000, ge=1)
     """Rows that are searched again in float64 and compared before anything is published."""
-    tile_bytes: int = Field(default=256 * 1024**2, ge=1024)
-    """Size of a block of float32 similarities that the sweep holds at a time."""
+    mode: Literal["auto", "exact", "approximate"] = "auto"
+    """``approximate``: neighbours from the FAISS index and entropies with an estimated tail, for tens of millions of
+    samples and more; ``auto`` takes it when the exact sweep would take longer than an hour on the devices at hand."""
+    kind: Literal["auto", "flat", "ivf_flat", "ivf_pq", "hnsw", "cagra"] = "auto"
+    """The FAISS index that a round keeps; ``auto`` chooses from N, D and memory (indexing/faiss_index.py)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the scores of the exact sweep on GPUs: ``auto`` is bfloat16 there, with candidates scored again in float32.
+    CPUs use float32."""
 
 
 class EvaluationConfig(Section):
