@@ -75,15 +75,17 @@ def train_round(round_number: RoundOption, run: RunOption = None) -> None:
 
 @app.command("rebuild")
 def rebuild_index(round_number: RoundOption, run: RunOption = None) -> None:
-    """Find the neighbourhoods and entropies of the memory that the round before left, and pick the anchors.
+    """Find the neighbourhoods and entropies of the memory that the round before left, and pick the anchors; in this
+    process, or on every rank that torchrun starts.
 
     \b
     Example: python jobs/rebuild_index.py --run runs/fashion_mnist_demo --round 1
     """
+    from andscale.distributed import world_from_environment
     from andscale.indexing.rebuild import rebuild_index as rebuild
     from andscale.orchestration.launch import resolve_run
 
-    rebuild(resolve_run(run), round_number)
+    rebuild(resolve_run(run), round_number, world_from_environment())
 
 
 @app.command("evaluate")

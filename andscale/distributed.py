@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from andscale.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 _TIMEOUT = datetime.timedelta(minutes=10)
@@ -140,6 +141,24 @@ def gather_records(value: Any) -> list[Any]:
     counts = [int(size) for size in sizes]
     joined = torch.split(all_gather_rows(data, counts), counts)
     return [json.loads(bytes(part.tolist())) for part in joined]
+
+
+def exchange(send: "list[np.ndarray]", to_rank: int, receive: "list[np.ndarray]", from_rank: int) -> None:
+    """Send arrays to one rank while receiving into others of known shape and dtype, all on the CPU.
+
+    Args:
+        send: C-contiguous arrays.
+        to_rank: who gets them; may be this rank.
+        receive: C-contiguous arrays that are overwritten.
+        from_rank: who sends them.
+    """
+    import torch
+    import torch.distributed as dist
+
+    operations = [dist.P2POp(dist.isend, torch.from_numpy(array), to_rank) for array in send if array.size]
+    operations += [dist.P2POp(dist.irecv, torch.from_numpy(array), from_rank) for array in receive if array.size]
+    for request in dist.batch_isend_irecv(operations) if operations else []:
+        request.wait()
 
 
 def barrier() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 _PACKAGES = (
     "blake3",
     "faiss",
+    "numba",
     "numpy",
     "psutil",
     "pyarrow",

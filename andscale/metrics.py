@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,7 +15,7 @@ PROGRESS_MARK = " ⋯ "
 
 
 class Progress:
-    """A bar on a terminal, a line every ten seconds in a log, nothing when ``enabled`` is false.
+    """A bar on a terminal, a line every ten seconds in a log, nothing when ``enabled`` is false; threads may share it.
 
     Args:
         label: what is being done.
@@ -31,6 +32,7 @@ class Progress:
         self.note = ""
         self._is_terminal = self.stream.isatty()
         self._started = self._shown = time.monotonic()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "Progress":
         return self
@@ -40,12 +42,13 @@ class Progress:
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count ``count`` more units; ``note`` stands at the end of the line."""
-        self.done += count
-        self.note = note or self.note
-        now = time.monotonic()
-        if now - self._shown >= (_TERMINAL_INTERVAL_S if self._is_terminal else _LOG_INTERVAL_S):
-            self._shown = now
-            self._show()
+        with self._lock:
+            self.done += count
+            self.note = note or self.note
+            now = time.monotonic()
+            if now - self._shown >= (_TERMINAL_INTERVAL_S if self._is_terminal else _LOG_INTERVAL_S):
+                self._shown = now
+                self._show()
 
     def close(self) -> None:
         """Show the end state."""

@@ -18,6 +18,7 @@ def test_the_defaults_are_the_published_settings():
     assert (config.optim.first_decay_epoch, config.optim.decay_every_epochs, config.optim.decay_factor) == (80, 40, 0.1)
     assert config.model.feature_dim == 128
     assert (config.evaluation.num_neighbours, config.evaluation.temperature) == (200, 0.07)
+    assert config.storage.feature_dtype == "float32"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ def test_the_defaults_are_the_published_settings():
         ({"optim": {"num_epochs": "3"}}, 'optim.num_epochs = "3": Input should be a valid integer'),
         ({"resources": {"tasks_per_node": 33}}, "is too small for 33 ranks: it must be at least 131"),
         ({"data": {}}, "data.dataset is missing"),
+        ({"storage": {"feature_dtype": "int8"}}, "storage.feature_dtype = \"int8\": Input should be 'float32' or"),
     ],
 )
 def test_mistakes_are_named_with_their_place(change, message):

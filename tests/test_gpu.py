@@ -6,7 +6,10 @@ import torch
 
 import reference
 from andscale.distributed import World
-from andscale.indexing.exact import discover
+from andscale.indexing.exact import Request, discover
+from andscale.indexing.gpu_partials import GpuRequest
+from andscale.indexing.gpu_plan import candidates_for
+from andscale.indexing.gpu_sweep import sweep_on_gpu, sweep_streamed
 from andscale.training.memory_bank import MemoryBank
 from andscale.training.objective import batch_objective
 from ranks import run_ranks
@@ -34,7 +37,7 @@ def test_the_objective_on_the_gpu_equals_the_equations(rng):
 
 def test_discovery_on_the_gpu_equals_the_equations(rng):
     features = reference.unit_rows(rng, 300, 16, clusters=5)
-    found = discover(features, 3, 0.1, 1 << 20)
+    found = discover(features, Request(3, 0.1))
     for i in range(0, 300, 7):
         _, similarities = reference.neighbours(features, i, 3)
         np.testing.assert_allclose(found.similarities[i], similarities, atol=1e-6)
@@ -53,3 +56,36 @@ def test_a_round_trains_on_the_gpu(tmp_path, digits, in_memory_bytes):
     run_ranks(_train, 1, layout.root, grouped=False)
     _, memory = trained_state(layout, 0)
     np.testing.assert_allclose(np.linalg.norm(memory, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("num_neighbours", [1, 50])
+def test_the_device_sweep_decides_nearly_all_rows_and_is_right_about_them(rng, precision, num_neighbours, capsys):
+    features = torch.from_numpy(reference.unit_rows(rng, 20_000, 128, clusters=200, spread=0.4)).cuda()
+    request = GpuRequest(0, 0, candidates_for(num_neighbours, precision), 0.1, precision)
+    found = sweep_on_gpu(features, features, request)
+    assert "Triton kernel on" in capsys.readouterr().err
+    exact = features.double() @ features.double().T
+    logits = exact / 0.1
+    entropies = torch.logsumexp(logits, 1) - (logits.softmax(1) * logits).sum(1)
+    np.testing.assert_allclose(found.entropies(), entropies.cpu(), atol={"float32": 1e-4, "float16": 1e-2}[precision])
+    exact.fill_diagonal_(-2)
+    best = exact.topk(num_neighbours, dim=1).values.cpu().numpy()
+    decided = best[:, -1] > found.cuts
+    assert decided.mean() > 0.99
+    claimed = -np.sort(-found.scores, axis=1)[:, :num_neighbours]
+    np.testing.assert_allclose(claimed[decided], best[decided], atol=1e-6)
+    exact.scatter_(1, torch.from_numpy(found.ids).cuda(), -2.0)
+    assert (exact.amax(dim=1).cpu().numpy() <= found.cuts + 128 * 2.0**-24).all()
+
+
+def test_columns_that_stream_through_the_device_give_what_resident_ones_give(rng):
+    features = torch.from_numpy(reference.unit_rows(rng, 20_000, 128, clusters=200))
+    request = GpuRequest(0, 0, 10, 0.1)
+    streamed = sweep_streamed(features.cuda(), features, request, 3000).to_partials()
+    whole = sweep_on_gpu(features.cuda(), features.cuda(), request)
+    np.testing.assert_allclose(streamed.entropies(), whole.entropies(), atol=1e-5)
+    # what is above both cuts is in both lists, largest first
+    both = np.minimum(streamed.scores, whole.scores) > np.maximum(streamed.cuts, whole.cuts)[:, None]
+    assert both.mean() > 0.5
+    np.testing.assert_allclose(streamed.scores[both], whole.scores[both], atol=1e-6)

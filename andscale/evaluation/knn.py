@@ -3,6 +3,9 @@
 import numpy as np
 
 from andscale.errors import UsageError
+from andscale.indexing.faiss_index import to_gpu
+from andscale.indexing.index_building import build_index
+from andscale.indexing.index_search import search
 
 
 def weighted_knn_predict(
@@ -24,15 +27,11 @@ def weighted_knn_predict(
     Returns:
         (M,) int32.
     """
-    try:
-        import faiss
-    except ImportError as error:
-        raise UsageError(f"FAISS cannot be imported ({error}): install andscale[cpu] or andscale[gpu]") from None
     if (train_labels < 0).any():
         raise UsageError("training samples without a label cannot vote")
-    index = faiss.IndexFlatIP(train.shape[1])
-    index.add(np.ascontiguousarray(train, dtype=np.float32))
-    similarities, ids = index.search(np.ascontiguousarray(queries, dtype=np.float32), min(num_neighbours, len(train)))
+    index = build_index(np.ascontiguousarray(train, dtype=np.float32), "flat")
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    similarities, ids = search(index, queries, min(num_neighbours, len(train)), to_gpu(index))
     # exp((s - 1) / t) votes as exp(s / t) does and cannot overflow
     weights = np.exp((similarities.astype(np.float64) - 1) / temperature)
     num_classes = int(train_labels.max()) + 1

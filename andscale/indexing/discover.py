@@ -8,8 +8,9 @@ import numpy as np
 
 from andscale.config import IndexConfig
 from andscale.errors import UsageError
-from andscale.indexing.exact import check_against_float64, check_request, discover
-from andscale.indexing.rebuild import sample_rows, table_figures, write_table
+from andscale.indexing.exact import Request
+from andscale.indexing.rebuild import discover_checked, table_figures, write_table
+from andscale.indexing.ring import Ring
 from andscale.indexing.selection import select_anchors
 from andscale.store import artifacts, files
 from andscale.store.foreign import read_foreign_features, to_unit_length
@@ -47,13 +48,11 @@ def discover_features(features_path: Path, out: Path, request: DiscoverRequest) 
     files.check_writable(out.parent)
     artifacts.refuse_existing(out)
     values, digest = read_foreign_features(features_path, request.column)
-    check_request(len(values), request.num_neighbours, request.temperature)
+    sought = Request(request.num_neighbours, request.temperature)
+    sought.check(len(values))
     features = to_unit_length(values, features_path)
     is_anchor = np.zeros(len(features), bool)
-    settings = IndexConfig()
-    found = discover(features, request.num_neighbours, request.temperature, settings.tile_bytes)
-    rows = sample_rows(len(features), settings.check_rows, seed=0)
-    check_against_float64(features, found, request.temperature, rows)
+    found = discover_checked(features, sought, IndexConfig(), Ring(len(features)))
     if request.round_number is not None and request.num_rounds is not None:
         is_anchor = select_anchors(found.entropies, request.round_number, request.num_rounds)
     table = NeighbourhoodTable(found.neighbour_ids, found.similarities, found.entropies, is_anchor)

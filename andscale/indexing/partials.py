@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+BLOCK_ROWS = 480
+"""Samples are cut into blocks of so many on one grid for all ranks. A multiple of every tile's rows and columns; two
+blocks of 128 numbers a row (480 KB) lie in a core's cache."""
+
 SUM_SCALE = 2.0**32
 """Units of ``weight_sums`` and ``weighted_exponents`` in one."""
 
@@ -46,10 +50,14 @@ class Partials:
             cuts=np.full(num_rows, NO_SCORE, np.float32),
         )
 
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All of it, in the order of the attributes."""
+        return self.weight_sums, self.weighted_exponents, self.scores, self.ids, self.cuts
+
     def entropies(self) -> np.ndarray:
         """Entropy of every row's similarity distribution (eq 5), (n,) float64, nats.
 
-            H_i = ln(sum_j 2^x_ij) - ln(2) sum_j 2^x_ij x_ij / sum_j 2^x_ij
+        H_i = ln(sum_j 2^x_ij) - ln(2) sum_j 2^x_ij x_ij / sum_j 2^x_ij
         """
         totals = self.weight_sums / SUM_SCALE
         entropies: np.ndarray = np.log(totals) - np.log(2.0) * (self.weighted_exponents / SUM_SCALE) / totals

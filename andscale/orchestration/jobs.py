@@ -80,7 +80,7 @@ def run_step(run: Path, step: Step, world: World) -> None:
         case "index":
             from andscale.indexing.rebuild import rebuild_index
 
-            rebuild_index(run, step.round_number)
+            rebuild_index(run, step.round_number, world)
         case "train":
             from andscale.training.loop import train_round
 

@@ -65,8 +65,8 @@ def launch(request: LaunchRequest) -> None:
         print(describe_plan(layout, steps, config, cluster))
         return
     cluster = choose_cluster(request.cluster) if steps else "none"
-    if cluster == "local" and config.resources.num_nodes > 1:
-        raise UsageError("resources.num_nodes is above 1: a run on this machine alone has one node")
+    if cluster == "local" and max(config.resources.num_nodes, config.resources.index_num_nodes) > 1:
+        raise UsageError("resources.num_nodes or index_num_nodes is above 1: a run on this machine alone has one node")
     if steps:
         check_writable(root)
         root.mkdir(parents=True, exist_ok=True)

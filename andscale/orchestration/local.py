@@ -42,7 +42,7 @@ def run_steps(layout: RunLayout, steps: list[Step], resources: ResourcesConfig) 
 
 def _submit(layout: RunLayout, step: Step, resources: ResourcesConfig) -> psutil.Process:
     executor = submitit.AutoExecutor(folder=_log_folder(layout, step), cluster="local")
-    num_tasks = resources.tasks_per_node if step.kind == "train" else 1
+    _, num_tasks = resources.job_size(step.kind)
     executor.update_parameters(
         name=f"andscale-{step.kind}-{step.round_number}",
         timeout_min=resources.timeout_min,

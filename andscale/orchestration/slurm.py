@@ -62,13 +62,12 @@ def submit_chain(layout: RunLayout, steps: list[Step], resources: ResourcesConfi
 def parameters(layout: RunLayout, step: Step, resources: ResourcesConfig, after: list[str]) -> dict[str, Any]:
     """Submitit's parameters of one step's job.
 
-    Training takes all nodes and tasks; the index and evaluation jobs are one task with a node's share.
+    Index and evaluation jobs share the CPUs of a training job's node out among their own tasks.
     """
-    is_training = step.kind == "train"
-    tasks = resources.tasks_per_node
+    num_nodes, tasks = resources.job_size(step.kind)
     cpus = resources.cpus_per_task
-    if cpus is not None and not is_training:
-        cpus *= tasks
+    if cpus is not None and step.kind != "train":
+        cpus = max(1, cpus * resources.tasks_per_node // tasks)
     extra: dict[str, Any] = {}
     if after:
         # without kill_on_invalid_dep a job behind a failed one would wait for ever
@@ -76,8 +75,8 @@ def parameters(layout: RunLayout, step: Step, resources: ResourcesConfig, after:
     values = {
         "name": f"andscale-{layout.root.name}-{step.kind}-{step.round_number}",
         "timeout_min": resources.timeout_min,
-        "nodes": resources.num_nodes if is_training else 1,
-        "tasks_per_node": tasks if is_training else 1,
+        "nodes": num_nodes,
+        "tasks_per_node": tasks,
         "cpus_per_task": cpus,
         "gpus_per_node": resources.gpus_per_node,
         "mem_gb": resources.memory_gb,

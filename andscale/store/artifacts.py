@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -97,9 +98,12 @@ def refuse_existing(folder: Path) -> None:
 
 
 def seal(path: Path, rows: int | None = None) -> FileRecord:
-    """Flush a finished file to the disk and record its size and hash."""
-    fsync_path(path)
-    return FileRecord(path.name, rows, path.stat().st_size, hash_file(path))
+    """Flush a finished file to the disk and record its size and hash; it is hashed while the disk is busy."""
+    with ThreadPoolExecutor(1) as pool:
+        flushed = pool.submit(fsync_path, path)
+        digest = hash_file(path)
+        flushed.result()
+    return FileRecord(path.name, rows, path.stat().st_size, digest)
 
 
 def commit(  # noqa: PLR0913 - the manifest's fields, once, by keyword
@@ -270,16 +274,7 @@ def source_commit() -> str | None:
     package = Path(__file__).resolve().parent
     try:
         top = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(package),
-                "describe",
-                "--always",
-                "--abbrev=40",
-                "--exclude=*",
-                "--dirty=+changes",
-            ],
+            ["git", "-C", str(package), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
             capture_output=True,
             text=True,
             timeout=10,

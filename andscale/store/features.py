@@ -1,17 +1,20 @@
-"""Memory features as sharded Parquet: sample_id int64, feature fixed_size_list<float32>[D]."""
+"""Memory features as sharded Parquet: sample_id int64, feature fixed_size_list<float32 or float16>[D]."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from andscale.errors import RunError
 from andscale.store import artifacts
-from andscale.store.parquet import check_ids, column_to_numpy, open_table, write_table
+from andscale.store.feature_reader import read_file
+from andscale.store.feature_rows import FeatureRows, check_features
+from andscale.store.feature_writer import write_feature_file
+from andscale.store.files import num_usable_cores
+from andscale.store.parquet import check_ids, column_to_numpy, open_table, read_batches
 
 KIND = "memory"
-_BATCH_ROWS = 65_536
-_UNIT_TOLERANCE = 1e-3
-_IDS_SHOWN = 5
 
 
 def shard_name(rank: int, world_size: int) -> str:
@@ -19,88 +22,120 @@ def shard_name(rank: int, world_size: int) -> str:
     return f"features-{rank:05d}-of-{world_size:05d}.parquet"
 
 
-def write_features(path: Path, sample_ids: np.ndarray, features: np.ndarray) -> None:
+def write_features(
+    path: Path, sample_ids: np.ndarray, features: np.ndarray, dtype: Literal["float32", "float16"] = "float32"
+) -> None:
     """Write one shard.
 
     Args:
         path: file to write.
         sample_ids: (n,) int64.
         features: (n, D) float32, unit length.
+        dtype: of the numbers in the file. float16 takes half the space and rounds to 11 bits; readers scale the
+            rows to unit length again, in float32.
 
     Raises:
-        RunError: a NaN, an infinity or a row that has no unit length; its ids are named.
+        RunError: a NaN, an infinity or a row that has no unit length; its ids are named, and no file is left.
     """
-    check_features(path, sample_ids, features)
-    columns: dict[str, np.ndarray] = {
-        "sample_id": sample_ids.astype(np.int64),
-        "feature": features.astype(np.float32, copy=False),
-    }
-    write_table(path, columns, KIND)
+    write_feature_file(path, sample_ids.astype(np.int64, copy=False), features, np.dtype(dtype), KIND)
 
 
-def read_features(folder: Path, kind: str = KIND) -> tuple[np.ndarray, artifacts.Manifest]:
-    """Verify an artefact of features and read it, ordered by id.
+def read_features(
+    folder: Path, kind: str = KIND, rows: range | None = None, share: tuple[int, int] = (0, 1)
+) -> tuple[np.ndarray, artifacts.Manifest]:
+    """Verify an artefact of features and read it, or some rows of it, ordered by id.
 
     Args:
         folder: the artefact's folder.
         kind: what its manifest must say it is.
+        rows: the sample ids to read, consecutive, within 0..N-1; None reads all N. Row groups whose statistics say
+            that they have none of them are not decoded.
+        share: (r, R) where R processes share the checking of hashes: this one checks the files whose place in the
+            manifest is r modulo R, whether it reads rows of them or not. Of the others it checks sizes and the
+            checksums of the pages that it reads. (0, 1) checks every file.
 
     Returns:
-        (N, D) float32, row i = sample i; and the manifest.
+        (len(rows), D) float32, row j = sample rows[j], unit length; and the manifest. With R > 1 the artefact is
+        verified only when every process has returned.
 
     Raises:
-        RunError: damaged files, ids that are not 0..N-1 once each, features that are not finite and unit length.
+        RunError: damaged files; ids that are not 0..N-1 once each, as far as they were read: each id of ``rows`` is
+            there once; features that are not finite and unit length.
+        ValueError: ``rows`` has another step than 1, or lies outside 0..N-1.
     """
-    manifest = artifacts.verify(folder, kind)
-    paths = [folder / f.name for f in manifest.files if f.name.endswith(".parquet")]
-    features = gather_by_id(paths, manifest.num_rows)
-    check_features(folder, np.arange(len(features)), features)
-    return features, manifest
+    manifest = artifacts.load_manifest(folder, kind)
+    wanted = range(manifest.num_rows) if rows is None else rows
+    if wanted.step != 1 or (len(wanted) and (wanted.start < 0 or wanted.stop > manifest.num_rows)):
+        raise ValueError(f"rows = {wanted} of {manifest.num_rows} samples")
+    files: list[tuple[Path, artifacts.FileRecord | None]] = []
+    for number, record in enumerate(manifest.files):
+        path = folder / record.name
+        artifacts.check_size(path, record.bytes)
+        mine = number % share[1] == share[0]
+        if record.name.endswith(".parquet"):
+            files.append((path, record if mine else None))
+        elif mine:
+            artifacts.verify_file(path, record.bytes, record.blake3)
+    return _gather(folder, files, wanted, manifest.num_rows), manifest
 
 
 def gather_by_id(paths: list[Path], num_samples: int) -> np.ndarray:
-    """Read feature shards into one (N, D) float32 array by id; holds the features once and one row group."""
-    features: np.ndarray | None = None
-    seen = []
+    """Read feature shards into one (N, D) float32 array by id; checks page checksums, ids and lengths, not hashes."""
+    where = paths[0].parent if paths else Path("an empty list of files")
+    return _gather(where, [(path, None) for path in paths], range(num_samples), num_samples)
+
+
+def _gather(
+    where: Path, files: list[tuple[Path, artifacts.FileRecord | None]], wanted: range, num_samples: int
+) -> np.ndarray:
+    """Read ``wanted`` rows from files; those with a record are verified."""
+    tables = [_open(path, record) for path, record in files]
+    dims = [(path, _dimension(path, table)) for (path, _), table in zip(files, tables, strict=True)]
+    known = [(path, dim) for path, dim in dims if dim is not None]
+    if not known:
+        raise RunError(f"no features in {where}")
+    dim = known[0][1]
+    for path, other in known:
+        if other != dim:
+            raise RunError(f"{path} has features of length {other}, not {dim}")
+    rows = FeatureRows(wanted, dim, num_samples)
+    with ThreadPoolExecutor(num_usable_cores()) as pool:
+        jobs = [pool.submit(read_file, *file, table, rows) for file, table in zip(files, tables, strict=True)]
+        num_found = sum(job.result() for job in jobs)
+    if num_found != len(wanted) or not rows.found.all():
+        _name_wrong_ids(where, [path for path, _ in files], wanted)
+    if not rows.all_unit:
+        check_features(where, np.arange(wanted.start, wanted.stop), rows.features)
+    return rows.features
+
+
+def _open(path: Path, record: artifacts.FileRecord | None) -> Any:
+    """Open a file; of one that is to be verified a damage is called by that name."""
+    try:
+        return open_table(path, ("sample_id", "feature"), KIND)
+    except RunError:
+        if record is not None:
+            artifacts.verify_file(path, record.bytes, record.blake3)
+        raise
+
+
+def _dimension(path: Path, table: Any) -> int | None:
+    """D of a file's features; None for a file without rows."""
+    if table.metadata.num_rows == 0:
+        return None
+    kind = table.schema_arrow.field("feature").type
+    if hasattr(kind, "list_size"):
+        return int(kind.list_size)
+    first = next(table.iter_batches(1, columns=["feature"]))
+    return int(column_to_numpy(path, "feature", first.column(0)).shape[1])
+
+
+def _name_wrong_ids(where: Path, paths: list[Path], wanted: range) -> None:
+    """Raise RunError with an id of ``wanted`` that is not in the files exactly once."""
+    found = [np.empty(0, np.int64)]
     for path in paths:
-        file = open_table(path, ("sample_id", "feature"), KIND)
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=["sample_id", "feature"]):
+        for batch in read_batches(path, open_table(path, ("sample_id",), KIND), ["sample_id"]):
             ids = column_to_numpy(path, "sample_id", batch.column(0))
-            rows = column_to_numpy(path, "feature", batch.column(1))
-            if features is None:
-                features = np.empty((num_samples, rows.shape[1]), np.float32)
-            if len(ids) and (ids.min() < 0 or ids.max() >= num_samples):
-                raise RunError(f"{path} has sample ids outside 0..{num_samples - 1}")
-            if rows.shape[1] != features.shape[1]:
-                raise RunError(f"{path} has features of length {rows.shape[1]}, not {features.shape[1]}")
-            features[ids] = rows
-            seen.append(ids)
-    if features is None:
-        raise RunError(f"no features in {paths[0].parent if paths else 'an empty list of files'}")
-    check_ids(paths[0].parent, np.concatenate(seen), num_samples)
-    return features
-
-
-def check_features(where: object, sample_ids: np.ndarray, features: np.ndarray) -> None:
-    """Raise RunError unless every row is finite and of unit length; the ids of the first bad rows are named.
-
-    Args:
-        where: what to name in the error.
-        sample_ids: (n,) int64.
-        features: (n, D) float32.
-    """
-    # einsum sums in float32 without an (n, D) temporary; a NaN or an infinity in a row shows in its length
-    norms = np.sqrt(np.einsum("nd,nd->n", features, features))
-    bad = ~(np.abs(norms - 1) <= _UNIT_TOLERANCE)
-    if not bad.any():
-        return
-    ids = sample_ids[bad]
-    shown = ", ".join(str(i) for i in ids[:_IDS_SHOWN]) + (", ..." if len(ids) > _IDS_SHOWN else "")
-    bad_norms = norms[bad]
-    if not np.isfinite(bad_norms).all():
-        what = "NaN or infinity"
-    elif (bad_norms == 0).any():
-        what = "zero length"
-    else:
-        what = f"length {bad_norms[0]:.4g} instead of 1"
-    raise RunError(f"{where}: features of {len(ids)} samples have {what} (sample ids {shown})")
+            found.append(ids[(ids >= wanted.start) & (ids < wanted.stop)])
+    check_ids(where, np.concatenate(found), len(wanted), wanted.start)
+    raise RunError(f"{where} changed while it was read")

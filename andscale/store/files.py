@@ -1,17 +1,28 @@
 """Single files: hashes, writes that cannot be seen half done, places that can be written."""
 
+import mmap
 import os
 import secrets
 from pathlib import Path
 
 from andscale.errors import UsageError
 
+# a mapped page counts as memory of the process: a window at a time keeps a large file from counting twice
+_WINDOW_BYTES = 64 << 20
+
 
 def hash_file(path: Path) -> str:
-    """BLAKE3 of a file's bytes, as 64 hexadecimal digits; all cores, memory-mapped."""
+    """BLAKE3 of a file's bytes, as 64 hexadecimal digits; all cores, memory-mapped a window at a time."""
     from blake3 import blake3
 
-    digest: str = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+    hasher = blake3(max_threads=blake3.AUTO)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for offset in range(0, size, _WINDOW_BYTES):
+            length = min(_WINDOW_BYTES, size - offset)
+            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=offset) as window:
+                hasher.update(window)
+    digest: str = hasher.hexdigest()
     return digest
 
 
@@ -60,3 +71,8 @@ def check_writable(folder: Path) -> None:
         raise UsageError(
             f"cannot write in {existing} ({error.strerror}): choose another folder or mend its permissions"
         ) from None
+
+
+def num_usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -12,6 +12,7 @@ from andscale.store.parquet import check_ids, column_to_numpy, open_table, write
 KIND = "neighbourhoods"
 FILE_NAME = "neighbourhoods-00000-of-00001.parquet"
 _COLUMNS = ("sample_id", "neighbour_ids", "similarities", "entropy", "is_anchor")
+_STDERR_COLUMN = "entropy_stderr"
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class NeighbourhoodTable:
         similarities: (N, K) float32, inner products.
         entropies: (N,) float32, nats (eq 5).
         is_anchor: (N,) bool (eq 6).
+        entropy_stderr: (N,) float32, nats, standard errors of entropies that are estimates; None where they are exact.
     """
 
     neighbour_ids: np.ndarray
     similarities: np.ndarray
     entropies: np.ndarray
     is_anchor: np.ndarray
+    entropy_stderr: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.neighbour_ids)
@@ -49,25 +52,34 @@ def write_table_file(path: Path, table: NeighbourhoodTable) -> None:
         "entropy": table.entropies.astype(np.float32, copy=False),
         "is_anchor": table.is_anchor.astype(bool, copy=False),
     }
+    if table.entropy_stderr is not None:
+        columns[_STDERR_COLUMN] = table.entropy_stderr.astype(np.float32, copy=False)
     write_table(path, columns, KIND)
 
 
 def read_table(folder: Path) -> tuple[NeighbourhoodTable, artifacts.Manifest]:
     """Verify a neighbourhoods artefact and read it by id; raises RunError when anything is wrong with it."""
     manifest = artifacts.verify(folder, KIND)
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
-    for record in manifest.files:
-        path = folder / record.name
-        data = open_table(path, _COLUMNS, KIND).read(columns=list(_COLUMNS)).combine_chunks()
-        for name in _COLUMNS:
+    paths = [folder / record.name for record in manifest.files]
+    names = _columns_of(paths)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for path in paths:
+        data = open_table(path, names, KIND).read(columns=list(names)).combine_chunks()
+        for name in names:
             columns[name] += [column_to_numpy(path, name, chunk) for chunk in data.column(name).chunks]
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
     ids = whole["sample_id"]
     check_ids(folder, ids, manifest.num_rows)
     order = np.argsort(ids)
-    table = NeighbourhoodTable(*(whole[name][order] for name in _COLUMNS[1:]))
+    table = NeighbourhoodTable(*(whole[name][order] for name in names[1:]))
     check_table(folder, table)
     return table, manifest
+
+
+def _columns_of(paths: list[Path]) -> tuple[str, ...]:
+    """The columns to read: the standard errors too where a file has them; then all must."""
+    has_stderr = any(_STDERR_COLUMN in open_table(path, _COLUMNS, KIND).schema_arrow.names for path in paths)
+    return (*_COLUMNS, _STDERR_COLUMN) if has_stderr else _COLUMNS
 
 
 def check_table(where: object, table: NeighbourhoodTable) -> None:
@@ -84,6 +96,9 @@ def check_table(where: object, table: NeighbourhoodTable) -> None:
         "similarities that are not in falling order": (np.diff(table.similarities, axis=1) > 0).any(axis=1),
         "an entropy that is not finite": ~np.isfinite(table.entropies),
     }
+    if table.entropy_stderr is not None:
+        is_valid = np.isfinite(table.entropy_stderr) & (table.entropy_stderr >= 0)
+        problems["a standard error of its entropy that is negative or not finite"] = ~is_valid
     for what, bad in problems.items():
         if bad.any():
             raise RunError(f"{where}: sample {np.flatnonzero(bad)[0]} has {what} ({bad.sum()} such samples)")

@@ -1,5 +1,6 @@
 """The Parquet settings and column conversions that features and neighbourhood tables share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,11 @@ from andscale.errors import RunError
 
 ROW_GROUP_ROWS = 65_536
 SCHEMA_VERSION = b"1"
+
+
+def schema_metadata(kind: str) -> dict[bytes, bytes]:
+    """What every Parquet file of ours says of itself."""
+    return {b"andscale.kind": kind.encode(), b"andscale.schema_version": SCHEMA_VERSION}
 
 
 def write_table(path: Path, columns: dict[str, np.ndarray], kind: str) -> None:
@@ -24,8 +30,7 @@ def write_table(path: Path, columns: dict[str, np.ndarray], kind: str) -> None:
 
     arrays = [_to_arrow(values) for values in columns.values()]
     fields = [pa.field(name, a.type, nullable=False) for name, a in zip(columns, arrays, strict=True)]
-    metadata = {b"andscale.kind": kind.encode(), b"andscale.schema_version": SCHEMA_VERSION}
-    table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=metadata))
+    table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=schema_metadata(kind)))
     pq.write_table(
         table,
         path,
@@ -60,6 +65,16 @@ def open_table(path: Path, columns: tuple[str, ...], kind: str | None = None) ->
     return file
 
 
+def read_batches(path: Path, file: Any, columns: list[str], row_groups: list[int] | None = None) -> Iterator[Any]:
+    """The record batches of an open file, up to a row group's rows each; raises RunError when it is damaged."""
+    import pyarrow as pa
+
+    try:
+        yield from file.iter_batches(ROW_GROUP_ROWS, row_groups=row_groups, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{path} cannot be read: {_first_line(error)}") from None
+
+
 def column_to_numpy(path: Path, name: str, chunk: Any) -> np.ndarray:
     """One Arrow column of a batch as a (n,) or (n, width) numpy array without copying where that is possible.
 
@@ -86,17 +101,24 @@ def column_to_numpy(path: Path, name: str, chunk: Any) -> np.ndarray:
     return values
 
 
-def check_ids(where: object, ids: np.ndarray, num_samples: int) -> None:
-    """Raise RunError unless ``ids`` (int64, any order) are 0..num_samples-1, each once; names an offending id."""
+def check_ids(where: object, ids: np.ndarray, num_samples: int, first: int = 0) -> None:
+    """Raise RunError unless ``ids`` are first..first+num_samples-1, each once; names an offending id.
+
+    Args:
+        where: what to name in the error.
+        ids: int64, any order.
+        num_samples: how many there must be.
+        first: the smallest.
+    """
     if len(ids) != num_samples:
         raise RunError(f"{where} has {len(ids)} rows, {num_samples} were expected")
-    outside = ids[(ids < 0) | (ids >= num_samples)]
+    outside = ids[(ids < first) | (ids >= first + num_samples)]
     if len(outside):
-        raise RunError(f"{where}: sample id {outside[0]} is not in 0..{num_samples - 1}")
-    counts = np.bincount(ids, minlength=num_samples)
+        raise RunError(f"{where}: sample id {outside[0]} is not in {first}..{first + num_samples - 1}")
+    counts = np.bincount(ids - first, minlength=num_samples)
     if (counts != 1).any():
         repeated = np.flatnonzero(counts > 1)
-        raise RunError(f"{where}: sample id {repeated[0]} stands there {counts[repeated[0]]} times")
+        raise RunError(f"{where}: sample id {first + repeated[0]} stands there {counts[repeated[0]]} times")
 
 
 def _to_arrow(values: np.ndarray) -> Any:

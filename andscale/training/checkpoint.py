@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -75,11 +75,13 @@ def publish_from_ranks(  # noqa: PLR0913 - as artifacts.commit, plus who and how
     barrier()
 
 
-def write_memory(folder: Path, memory: MemoryBank, world: World) -> list[tuple[str, int | None]]:
-    """Write this rank's rows of the memory; for ``publish_from_ranks``."""
+def write_memory(
+    folder: Path, memory: MemoryBank, world: World, dtype: Literal["float32", "float16"] = "float32"
+) -> list[tuple[str, int | None]]:
+    """Write this rank's rows of the memory, stored as ``dtype``; for ``publish_from_ranks``."""
     name = shard_name(world.rank, world.world_size)
     ids = np.arange(memory.rows.start, memory.rows.stop, dtype=np.int64)
-    write_features(folder / name, ids, memory.values.cpu().numpy())
+    write_features(folder / name, ids, memory.values.cpu().numpy(), dtype)
     return [(name, len(ids))]
 
 

@@ -200,7 +200,7 @@ def publish_round(
         return [(n, None) for n in save_model(staging, state.network, config.model, config.data.image_size)]
 
     def write_rows(staging: Path) -> list[tuple[str, int | None]]:
-        return write_memory(staging, state.memory, world)
+        return write_memory(staging, state.memory, world, config.storage.feature_dtype)
 
     writers = {MODEL_KIND: (folder.model, write_model), MEMORY_KIND: (folder.memory, write_rows)}
     figures = {"num_epochs": config.optim.num_epochs, "world_size": world.world_size}

@@ -44,8 +44,10 @@ def test_a_whole_run_on_a_real_slurm_equals_the_one_on_this_machine(slurm, tmp_p
     for name in ("local", "slurm"):
         (tmp_path / name).mkdir()
     config = write_config(tmp_path, digits)
-    arguments = ("--rounds", "0-1", "--config", config)
-    output = run_command(*arguments, cwd=tmp_path / "slurm", env=slurm.environment)  # --cluster auto
+    # three blocks of samples: the index job's two nodes share them
+    arguments = ("--rounds", "0-1", "--config", config, "--set", "data.max_train_samples=1100")
+    two_nodes = ("--set", "resources.index_num_nodes=2")
+    output = run_command(*arguments, *two_nodes, cwd=tmp_path / "slurm", env=slurm.environment)  # --cluster auto
     assert "train round 0: job " in output
     assert ", after job " in output
     again = run_command(*arguments, cwd=tmp_path / "slurm", env=slurm.environment)
@@ -53,6 +55,8 @@ def test_a_whole_run_on_a_real_slurm_equals_the_one_on_this_machine(slurm, tmp_p
     assert len(slurm.states()) == 5
     slurm.wait_until_empty(timeout_s=200)
     assert set(slurm.states().values()) == {"COMPLETED"}
+    logs = RunLayout(tmp_path / "slurm" / "runs" / "tiny").round(1).logs("index")
+    assert any("cpu float32 on 2 ranks" in log.read_text() for log in logs.glob("*_0_log.out"))
     run = tmp_path / "slurm" / "runs" / "tiny"
     for step in (Step("train", 0), Step("evaluate", 0)):
         logs = RunLayout(run).round(0).logs(step.kind)

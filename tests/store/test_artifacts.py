@@ -1,9 +1,11 @@
 import json
+import mmap
 import os
 import shutil
 import time
 
 import pytest
+from blake3 import blake3
 
 from andscale.errors import RunError, UsageError
 from andscale.store import artifacts, files
@@ -151,3 +153,21 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
     # root may write anywhere but here
     with pytest.raises(UsageError, match="cannot write in /proc"):
         files.check_writable(artifacts.Path("/proc/nowhere"))
+
+
+@pytest.mark.parametrize("size", [0, 1, mmap.ALLOCATIONGRANULARITY, 3 * mmap.ALLOCATIONGRANULARITY + 5])
+def test_a_file_is_hashed_whole_however_many_windows_it_takes(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(files, "_WINDOW_BYTES", mmap.ALLOCATIONGRANULARITY)
+    data = os.urandom(size)
+    (tmp_path / "f").write_bytes(data)
+    assert files.hash_file(tmp_path / "f") == blake3(data).hexdigest()
+
+
+def test_a_file_that_cannot_be_flushed_is_not_sealed(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError("no space left on device")
+
+    (tmp_path / "f").write_bytes(b"x")
+    monkeypatch.setattr(artifacts, "fsync_path", full)
+    with pytest.raises(OSError, match="no space left"):
+        artifacts.seal(tmp_path / "f")

@@ -67,3 +67,40 @@ def test_broken_promises_are_refused_with_the_sample_id(tmp_path, column, value,
     with pytest.raises(RunError, match=message):
         write_table_file(tmp_path / "t.parquet", table)
     assert list(tmp_path.iterdir()) == []
+
+
+def _with_stderr():
+    return dataclasses.replace(_table(), entropy_stderr=np.linspace(0, 0.1, 10, dtype=np.float32))
+
+
+def test_standard_errors_of_entropies_come_back(tmp_path):
+    _publish(tmp_path / "t", _with_stderr())
+    table, _ = read_table(tmp_path / "t")
+    np.testing.assert_array_equal(table.entropy_stderr, _with_stderr().entropy_stderr)
+    assert table.entropy_stderr.dtype == np.float32
+
+
+def test_a_table_of_exact_entropies_has_no_column_for_their_errors(tmp_path):
+    import pyarrow.parquet as pq
+
+    write_table_file(tmp_path / "exact.parquet", _table())
+    write_table_file(tmp_path / "estimated.parquet", _with_stderr())
+    exact, estimated = (pq.read_schema(tmp_path / f"{name}.parquet").names for name in ("exact", "estimated"))
+    assert estimated == [*exact, "entropy_stderr"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1])
+def test_impossible_standard_errors_are_refused(tmp_path, value):
+    table = _with_stderr()
+    table.entropy_stderr[4] = value
+    with pytest.raises(RunError, match="sample 4 has a standard error of its entropy that is negative or not finite"):
+        write_table_file(tmp_path / "t.parquet", table)
+
+
+def test_standard_errors_in_some_files_only_are_refused(tmp_path):
+    with artifacts.publish(tmp_path / "t", kind="neighbourhoods", provenance=artifacts.Provenance("c")) as draft:
+        for name, table in (("a.parquet", _table()), ("b.parquet", _with_stderr())):
+            write_table_file(draft.path(name), table)
+            draft.add(name, rows=10)
+    with pytest.raises(RunError, match="a.parquet has no column 'entropy_stderr'"):
+        read_table(tmp_path / "t")

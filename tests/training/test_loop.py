@@ -5,6 +5,7 @@ import os
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -96,6 +97,25 @@ def test_the_first_step_is_the_same_on_one_two_and_three_ranks(tmp_path, digits)
         np.testing.assert_allclose(memory, states[0][2], atol=2e-4)
         for name, values in weights.items():
             np.testing.assert_allclose(values, states[0][1][name], atol=2e-4, err_msg=name)
+
+
+def test_a_run_in_half_precision_goes_from_round_to_round(tmp_path, digits):
+    whole, half = (
+        start_run(tmp_path / dtype, digits, storage={"feature_dtype": dtype}) for dtype in ("float32", "float16")
+    )
+    for layout in (whole, half):
+        run_ranks(_train, 2, layout.root, 0, grouped=False)
+    (weights, memory), (same_weights, rounded) = trained_state(whole, 0), trained_state(half, 0)
+    np.testing.assert_array_equal(weights["head.weight"], same_weights["head.weight"])
+    np.testing.assert_allclose(rounded, memory, atol=5e-4)
+    assert (rounded != memory).any()
+    stored = pq.read_schema(half.round(0).memory / "features-00000-of-00002.parquet")
+    assert str(stored.field("feature").type.value_type) == "halffloat"
+    kept = pq.read_schema(half.round(0).checkpoints / "epoch-0002" / "features-00000-of-00002.parquet")
+    assert str(kept.field("feature").type.value_type) == "float"
+    rebuild_index(half.root, 1)
+    run_ranks(_train, 1, half.root, 1, grouped=False)
+    assert len(trained_state(half, 1)[1]) == 143
 
 
 def _train_without_batch_norm(world, root):

@@ -1,0 +1,56 @@
+"""The other benchmarks, each a command of its own with a table of its own, run small behind the comparison."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A benchmark that ``make bench`` runs too.
+
+    Attributes:
+        title: over its table.
+        module: of this folder.
+        arguments: of its command.
+    """
+
+    title: str
+    module: str
+    arguments: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """How a person runs it."""
+        return " ".join(["python -m", f"benchmarks.{self.module}", *self.arguments])
+
+
+def sections(*, quick: bool) -> list[Section]:
+    """Parquet beside numpy's files, and approximate discovery beside the exact sweep."""
+    rows = ("2000", "3000") if quick else ("320000", "100000")
+    return [
+        Section("Writing and reading verified features beside numpy's files", "parquet", (rows[0], "128")),
+        Section(
+            "Approximate discovery beside the exact sweep", "approximate", ("--samples", rows[1], "--repeats", "1")
+        ),
+    ]
+
+
+def run_section(section: Section, limit_s: float) -> str:
+    """What the benchmark prints, or why it could not be run; on the CPU alone, as the comparison is."""
+    command = [sys.executable, "-m", f"benchmarks.{section.module}", *section.arguments]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, cwd=_ROOT, env=environment, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired:
+        return f"not measured: ended after {limit_s:.0f} s"
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return f"not measured: {lines[-1] if lines else f'exit code {done.returncode}'}"
+    return done.stdout.strip()
