@@ -61,7 +61,7 @@ def report(results: bench.Results) -> str:
         "",
         table.growth(results),
         "",
-        f"All of this took {results.took_s:.0f} s.",
+        f"The comparison and the growth took {results.took_s:.0f} s.",
     ]
     return "\n".join(lines)
 

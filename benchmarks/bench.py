@@ -43,8 +43,8 @@ class Settings:
     sizes: tuple[int, ...] = (10_000, 20_000, 40_000, 80_000, 160_000)
     rounds: int = 3
     targets_s: float = 150
-    others_s: float = 90
-    growth_s: float = 230
+    others_s: float = 60
+    growth_s: float = 220
     limit_s: float = 180
     judged_rows: int = 2000
     left_out: dict[str, str] = field(default_factory=dict)

@@ -50,7 +50,8 @@ class ApproximateDiscovery(Discovery):
     """A ``Discovery`` whose neighbours may miss nearer ones and whose entropies are estimates.
 
     Attributes:
-        entropy_stderr: (n,) float32, nats, the standard error of each entropy.
+        entropy_stderr: (n,) float32, nats, the standard error of each entropy; errors beyond three of them are some
+            five times as frequent as a normal distribution's (docs/scale.md).
         figures: near_fraction (of all pairs of blocks), mean_entropy_stderr_nats: for the manifest.
     """
 

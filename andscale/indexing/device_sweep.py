@@ -1,6 +1,7 @@
 """The exact sweep of a rank on its GPU: rows against all columns as they come round, streamed where they do not fit."""
 
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -22,6 +23,7 @@ _RESERVED_BYTES = 3 * 1024**3
 """Of the device's memory, for batches of rows and what the libraries hold."""
 
 _LEAST_ROWS = 1024
+_TIMED_ROWS = 65_536
 
 _COPIES = 3
 """Of features on the device: float32, and float16 operands of at most the same size once more; rounded up."""
@@ -61,6 +63,25 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def measure_device(dim: int) -> float:
+    """Entries of the score matrix that this rank's GPU gets through in a second."""
+    import torch
+
+    from andscale.indexing.gpu_partials import GpuRequest
+    from andscale.indexing.gpu_sweep import find_sweep
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    sweep = find_sweep(device)
+    rows = torch.nn.functional.normalize(torch.randn(_TIMED_ROWS, dim, device=device))
+    seconds = []
+    for _ in range(2):  # the first run may wait for the compiler
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        sweep(rows, rows, GpuRequest(0, 0, 17, 0.1, "float16")).to_partials()
+        seconds.append(time.perf_counter() - started)
+    return float(_TIMED_ROWS**2 / min(seconds))
 
 
 def sweep_on_device(own: Shard, ring: Ring, request: DeviceRequest, device: "torch.device | None" = None) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 
 from andscale.config import IndexConfig
 from andscale.errors import UsageError
+from andscale.indexing.checked import discover_checked
 from andscale.indexing.exact import Request
-from andscale.indexing.rebuild import discover_checked, table_figures, write_table
+from andscale.indexing.rebuild import make_table, table_figures, write_table
 from andscale.indexing.ring import Ring
 from andscale.indexing.selection import select_anchors
 from andscale.store import artifacts, files
@@ -52,12 +53,12 @@ def discover_features(features_path: Path, out: Path, request: DiscoverRequest) 
     sought.check(len(values))
     features = to_unit_length(values, features_path)
     is_anchor = np.zeros(len(features), bool)
-    found = discover_checked(features, sought, IndexConfig(), Ring(len(features)))
+    answer = discover_checked(features, sought, IndexConfig(), Ring(len(features)))
     if request.round_number is not None and request.num_rounds is not None:
-        is_anchor = select_anchors(found.entropies, request.round_number, request.num_rounds)
-    table = NeighbourhoodTable(found.neighbour_ids, found.similarities, found.entropies, is_anchor)
+        is_anchor = select_anchors(answer.found.entropies, request.round_number, request.num_rounds)
+    table = make_table(answer, is_anchor)
     parameters = files.hash_bytes(repr(sorted(asdict(request).items())).encode())
-    write_table(out, table, artifacts.Provenance(parameters, {"features": digest}), started)
+    write_table(out, table, artifacts.Provenance(parameters, {"features": digest}), started, answer.figures)
     return table
 
 

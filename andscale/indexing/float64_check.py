@@ -54,6 +54,43 @@ def check_against_float64(
     Raises:
         RunError: a neighbour, a similarity or an entropy differs; the sample and both values are named.
     """
+    answer, similarities, entropies = _ask(features, claims, temperature, rows, ring)
+    tolerance = _FLOAT16_ENTROPY_TOLERANCE if claims.in_float16 else _ENTROPY_TOLERANCE
+    _compare("similarity", rows, similarities, answer.best, _SIMILARITY_TOLERANCE)
+    _compare("neighbour's similarity", rows, answer.claimed, answer.best, _SIMILARITY_TOLERANCE)
+    _compare("entropy", rows, entropies, answer.entropies(), tolerance)
+
+
+def compare_with_float64(
+    features: np.ndarray, claims: Claims, temperature: float, rows: np.ndarray, ring: Ring
+) -> dict[str, float]:
+    """How good an approximate answer is: the same arguments as ``check_against_float64``.
+
+    Returns:
+        recall_at_1, recall_at_k (of the K neighbours claimed, rounding ties count), and of the entropies the mean
+        absolute error and the Pearson correlation.
+
+    Raises:
+        RunError: a similarity is not that of its pair: nothing approximate about that.
+    """
+    answer, similarities, entropies = _ask(features, claims, temperature, rows, ring)
+    _compare("similarity", rows, similarities, answer.claimed, _SIMILARITY_TOLERANCE)
+    right = answer.claimed >= answer.best[:, -1:] - _SIMILARITY_TOLERANCE
+    exact = answer.entropies()
+    deviations = [values - values.mean() for values in (entropies.astype(np.float64), exact)]
+    spread = np.sqrt((deviations[0] ** 2).sum() * (deviations[1] ** 2).sum())
+    return {
+        "recall_at_1": float((answer.claimed[:, 0] >= answer.best[:, 0] - _SIMILARITY_TOLERANCE).mean()),
+        "recall_at_k": float(right.mean()),
+        "mean_entropy_error_nats": float(np.abs(entropies - exact).mean()),
+        "entropy_correlation": float((deviations[0] * deviations[1]).sum() / spread) if spread else 1.0,
+    }
+
+
+def _ask(
+    features: np.ndarray, claims: Claims, temperature: float, rows: np.ndarray, ring: Ring
+) -> tuple["_Answer", np.ndarray, np.ndarray]:
+    """The float64 answer for some rows, and the similarities and entropies that are claimed for them, on every rank."""
     own = rows[(rows >= claims.start) & (rows < claims.start + len(features))] - claims.start
     counts = [int(c) for c in gather_records(len(own))]
     queries = gather_arrays(features[own], counts).astype(np.float64)
@@ -63,11 +100,8 @@ def check_against_float64(
         block = features[start : start + columns].astype(np.float64)
         answer.add(queries @ block.T, rows, claims.start + start, neighbours, temperature)
     parts = gather_arrays(answer.packed()[None], [1] * ring.world.world_size)
-    answer = _Answer.merged(parts, neighbours.shape[1])
-    tolerance = _FLOAT16_ENTROPY_TOLERANCE if claims.in_float16 else _ENTROPY_TOLERANCE
-    _compare("similarity", rows, gather_arrays(claims.similarities[own], counts), answer.best, _SIMILARITY_TOLERANCE)
-    _compare("neighbour's similarity", rows, answer.claimed, answer.best, _SIMILARITY_TOLERANCE)
-    _compare("entropy", rows, gather_arrays(claims.entropies[own], counts), answer.entropies(), tolerance)
+    merged = _Answer.merged(parts, neighbours.shape[1])
+    return merged, gather_arrays(claims.similarities[own], counts), gather_arrays(claims.entropies[own], counts)
 
 
 @dataclass

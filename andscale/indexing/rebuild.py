@@ -1,23 +1,24 @@
 """The rebuild job of one round, top to bottom: memory in; neighbourhoods, entropies, anchors and the index out."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-from andscale.config import IndexConfig, RunConfig
+from andscale.config import RunConfig
 from andscale.distributed import World, barrier, gather_records, process_group
 from andscale.errors import UsageError
-from andscale.indexing.exact import Discovery, Request, discover
-from andscale.indexing.faiss_index import INDEX_NAME, choose_kind, num_gpus, save
+from andscale.indexing.checked import Answer, discover_checked
+from andscale.indexing.exact import Request
+from andscale.indexing.faiss_index import INDEX_NAME, choose_kind, num_gpus, open_index, save
 from andscale.indexing.faiss_index import KIND as INDEX_KIND
-from andscale.indexing.float64_check import Claims, check_against_float64, check_rows
+from andscale.indexing.float64_check import check_rows
 from andscale.indexing.index_building import build_index
 from andscale.indexing.index_quality import describe, measure_index
-from andscale.indexing.ring import Ring, gather_arrays
+from andscale.indexing.ring import Ring
 from andscale.indexing.selection import num_anchors, select_anchors
 from andscale.store import artifacts
 from andscale.store.features import KIND as MEMORY_KIND
@@ -79,11 +80,10 @@ def rebuild_index(run: Path, round_number: int, world: World | None = None) -> N
         artifacts.refuse_other_config(before.memory, manifest, config.digest())
         provenance = artifacts.Provenance(config.digest(), {f"rounds/{before.number:02d}/memory": manifest.digest})
         job = Rebuild(before.memory, folder, config, provenance, started)
-        found = discover_from_disk(job, Ring(manifest.num_rows, world))
+        answer, features = discover_from_disk(job, Ring(manifest.num_rows, world))
         if world.is_main:
-            is_anchor = select_anchors(found.entropies, round_number, config.method.num_rounds)
-            table = NeighbourhoodTable(found.neighbour_ids, found.similarities, found.entropies, is_anchor)
-            publish(job, table)
+            is_anchor = select_anchors(answer.found.entropies, round_number, config.method.num_rounds)
+            publish(job, make_table(answer, is_anchor), answer.figures, features)
         barrier()
 
 
@@ -96,70 +96,47 @@ def check_inputs_exist(layout: RunLayout, round_number: int) -> None:
         raise UsageError(f"round {before.number} has no memory: run --round {before.number} first")
 
 
-def discover_from_disk(job: Rebuild, ring: Ring) -> Discovery:
-    """Read this rank's share of the memory, search it together with the other ranks, check it against float64.
+def discover_from_disk(job: Rebuild, ring: Ring) -> tuple[Answer, np.ndarray]:
+    """Read this rank's share of the memory and search it together with the other ranks.
 
     Returns:
-        The answer for all samples on rank 0, for this rank's elsewhere.
+        The answer, of all samples on rank 0, and this rank's features.
     """
-    features, _ = read_features(job.memory)
-    rows = ring.rows(ring.world.rank)
-    features = np.ascontiguousarray(features[rows.start : rows.stop])
-    method = job.config.method
-    request = Request(method.num_neighbours, method.temperature, job.config.index.precision)
-    return discover_checked(features, request, job.config.index, ring, job.config.seed)
+    world = ring.world
+    # ranks share the checking of hashes; the first collective comes after all have read
+    features, _ = read_features(job.memory, rows=ring.rows(world.rank), share=(world.rank, world.world_size))
+    barrier()
+
+    def index_for_all() -> Any:
+        """Approximate discovery asks the index, which is built and published first."""
+        if world.is_main and not artifacts.is_complete(job.folder.index):
+            publish_index(job, features)
+        barrier()
+        return open_index(job.folder.index)[0]
+
+    method, settings = job.config.method, job.config.index
+    request = Request(method.num_neighbours, method.temperature, settings.precision)
+    return discover_checked(features, request, settings, ring, job.config.seed, index_for_all), features
 
 
-def discover_checked(
-    features: np.ndarray, request: Request, settings: IndexConfig, ring: Ring, seed: int = 0
-) -> Discovery:
-    """Discover, check some rows against float64, and bring the answer together on rank 0.
-
-    Args:
-        features: (n, D) float32, this rank's.
-        request: K, tau and how.
-        settings: ``check_rows``.
-        ring: who holds which samples.
-        seed: of the rows that are checked.
-    """
-    found = discover(features, request, ring)
-    rows = check_rows(ring.num_samples, settings.check_rows, seed)
-    start = ring.rows(ring.world.rank).start
-    claims = Claims(start, found.neighbour_ids, found.similarities, found.entropies, "float16" in found.engine)
-    check_against_float64(features, claims, request.temperature, rows, ring)
-    if ring.world.is_main:
-        again = f", {found.num_searched_again:,} rows searched again for ties" if found.num_searched_again else ""
-        ranks = f" on {ring.world.world_size} ranks" if ring.world.world_size > 1 else ""
-        print(f"swept {ring.num_samples:,} samples, {found.engine}{ranks}{again}")
-        print(f"{len(rows)} rows searched again in float64: the same neighbours and entropies", flush=True)
-    return gather_discovery(found, ring)
-
-
-def gather_discovery(found: Discovery, ring: Ring) -> Discovery:
-    """All ranks' answers, in the order of sample ids."""
-    if ring.world.world_size == 1:
-        return found
-    counts = [len(ring.rows(rank)) for rank in range(ring.world.world_size)]
-    return replace(
-        found,
-        neighbour_ids=gather_arrays(found.neighbour_ids, counts),
-        similarities=gather_arrays(found.similarities, counts),
-        entropies=gather_arrays(found.entropies, counts),
-    )
-
-
-def publish(job: Rebuild, table: NeighbourhoodTable) -> None:
+def publish(job: Rebuild, table: NeighbourhoodTable, figures: dict[str, Any], features: np.ndarray) -> None:
     """Write ``index/`` and ``neighbourhoods/``; one that a killed job published before is kept."""
     if not artifacts.is_complete(job.folder.index):
-        publish_index(job)
+        publish_index(job, features)
     if not artifacts.is_complete(job.folder.neighbourhoods):
-        write_table(job.folder.neighbourhoods, table, job.provenance, job.started)
+        write_table(job.folder.neighbourhoods, table, job.provenance, job.started, figures)
         print(f"wrote {job.folder.neighbourhoods}", flush=True)
 
 
-def publish_index(job: Rebuild) -> None:
-    """Build the FAISS index over the memory, measure it, write it."""
-    features, _ = read_features(job.memory)
+def publish_index(job: Rebuild, features: np.ndarray) -> None:
+    """Build the FAISS index over the memory, measure it, write it.
+
+    Args:
+        job: what to write.
+        features: (n, D) float32; where they are one rank's only, the memory is read whole.
+    """
+    if len(features) < artifacts.load_manifest(job.memory, MEMORY_KIND).num_rows:
+        features, _ = read_features(job.memory)
     settings = job.config.index
     num_samples, dim = features.shape
     chosen = choose_kind(num_samples, dim, psutil.virtual_memory().available, num_gpus())
@@ -174,12 +151,26 @@ def publish_index(job: Rebuild) -> None:
     print(f"{describe(figures)}\nwrote {folder}", flush=True)
 
 
-def write_table(folder: Path, table: NeighbourhoodTable, provenance: artifacts.Provenance, started: float) -> None:
-    """Publish a neighbourhood table as an artefact, its figures in the manifest."""
+def make_table(answer: Answer, is_anchor: np.ndarray) -> NeighbourhoodTable:
+    """The table of an answer and (N,) bool anchors."""
+    found = answer.found
+    return NeighbourhoodTable(
+        found.neighbour_ids, found.similarities, found.entropies, is_anchor, answer.entropy_stderr
+    )
+
+
+def write_table(
+    folder: Path,
+    table: NeighbourhoodTable,
+    provenance: artifacts.Provenance,
+    started: float,
+    figures: dict[str, Any],
+) -> None:
+    """Publish a neighbourhood table as an artefact; ``figures`` and its own go into the manifest."""
     with artifacts.publish(folder, kind=TABLE_KIND, provenance=provenance, started=started) as draft:
         write_table_file(draft.path(FILE_NAME), table)
         draft.add(FILE_NAME, rows=len(table))
-        draft.figures.update(table_figures(table))
+        draft.figures.update(table_figures(table) | figures)
 
 
 def table_figures(table: NeighbourhoodTable) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import torch
 import reference
 from andscale.errors import RunError
 from andscale.indexing import device_sweep, exact
+from andscale.indexing.checked import gather_discovery
 from andscale.indexing.exact import Request, discover
-from andscale.indexing.rebuild import gather_discovery
 from andscale.indexing.ring import Ring
 from ranks import run_ranks
 

@@ -6,7 +6,7 @@ import pytest
 
 import reference
 from andscale.errors import RunError, UsageError
-from andscale.indexing import rebuild
+from andscale.indexing import checked, rebuild
 from andscale.indexing.faiss_index import open_index
 from andscale.indexing.index_search import search
 from andscale.store import artifacts
@@ -69,6 +69,33 @@ def test_the_config_names_the_index(tmp_path, digits, rng, kind):
     assert search(index, memory[:5], 1)[1][:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
+def _approximate_run(tmp_path, digits, rng, **index):
+    """2,000 samples: five blocks, of which each sees some in full and draws from the rest."""
+    memory = reference.unit_rows(rng, 2000, 16, clusters=12)
+    index = {"check_rows": 200, "mode": "approximate"} | index
+    return _run_with_memory(tmp_path, digits, rng, memory, index=index)
+
+
+@pytest.mark.parametrize("kind", ["auto", "ivf_flat"])
+def test_the_config_can_ask_for_an_approximate_answer(tmp_path, digits, rng, capsys, kind):
+    layout = _approximate_run(tmp_path, digits, rng, kind=kind)
+    rebuild.rebuild_index(layout.root, 1)
+    table, manifest = read_table(layout.round(1).neighbourhoods)
+    assert manifest.figures["mode"] == "approximate"
+    assert 0.9 < manifest.figures["recall_at_1"] <= 1.0
+    assert manifest.figures["mean_entropy_error_nats"] < 0.1
+    assert table.entropy_stderr is not None and len(table.entropy_stderr) == 2000
+    assert "2,000 samples approximately" in capsys.readouterr().out
+
+
+def test_several_ranks_answer_approximately_like_one(tmp_path, digits, rng):
+    layouts = [_approximate_run(tmp_path / str(i), digits, np.random.default_rng(1), kind="ivf_flat") for i in range(2)]
+    rebuild.rebuild_index(layouts[0].root, 1)
+    run_ranks(_rebuild, 2, layouts[1].root, grouped=False)
+    first, other = (_contents(layout.round(1).neighbourhoods) for layout in layouts)
+    assert first == other
+
+
 def _rebuild(world, root):
     rebuild.rebuild_index(root, 1, world)
 
@@ -106,13 +133,13 @@ def test_killed_between_its_two_artefacts_the_job_finishes_the_other(layout, mon
 
 
 def test_a_wrong_answer_is_never_published(layout, monkeypatch):
-    real = rebuild.discover
+    real = checked.discover
 
     def wrong(*arguments):
         found = real(*arguments)
         return replace(found, entropies=found.entropies + np.float32(0.01))
 
-    monkeypatch.setattr(rebuild, "discover", wrong)
+    monkeypatch.setattr(checked, "discover", wrong)
     with pytest.raises(RunError, match="disagrees with float64"):
         rebuild.rebuild_index(layout.root, 1)
     assert not layout.round(1).root.exists()

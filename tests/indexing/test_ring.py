@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 import reference
 from andscale.distributed import World
 from andscale.errors import RunError
+from andscale.indexing.checked import gather_discovery
 from andscale.indexing.exact import Request, discover
-from andscale.indexing.float64_check import Claims, check_against_float64, check_rows
-from andscale.indexing.rebuild import gather_discovery
+from andscale.indexing.float64_check import Claims, check_against_float64, check_rows, compare_with_float64
 from andscale.indexing.ring import Ring
 from ranks import run_ranks
 
@@ -115,6 +115,27 @@ def test_the_float64_check_refuses_a_wrong_answer(damage, monkeypatch):
 def test_the_float64_check_sees_all_ranks_samples(damage):
     for answer in run_ranks(_checked, 3, 1000, damage):
         assert (answer == "") == (damage == "nothing")
+
+
+def test_the_comparison_with_float64_counts_what_was_missed():
+    features = _features(1000, 0)
+    found = discover(features, Request(2, 0.1))
+    rows = np.arange(0, 1000, 10)
+
+    def compare(ids, similarities, entropies):
+        return compare_with_float64(features, Claims(0, ids, similarities, entropies), 0.1, rows, Ring(1000))
+
+    good = compare(found.neighbour_ids, found.similarities, found.entropies)
+    assert good["recall_at_1"] == good["recall_at_k"] == 1.0
+    assert good["mean_entropy_error_nats"] < 1e-5 and good["entropy_correlation"] == pytest.approx(1)
+    ids, similarities = found.neighbour_ids.copy(), found.similarities.copy()
+    ids[:500], similarities[:500] = ids[:500, 1:], similarities[:500, 1:]  # half of the rows lose their nearest
+    halved = compare(ids, similarities, found.entropies + np.float32(0.25))
+    assert halved["recall_at_1"] == 0.5 and halved["recall_at_k"] == 1.0
+    assert halved["mean_entropy_error_nats"] == pytest.approx(0.25, abs=1e-4)
+    assert compare(ids, similarities, -found.entropies)["entropy_correlation"] == pytest.approx(-1)
+    with pytest.raises(RunError, match="similarity of sample 0 "):
+        compare(found.neighbour_ids, found.similarities - np.float32(0.01), found.entropies)
 
 
 def test_the_rows_to_check_follow_from_the_seed():
