@@ -2,9 +2,9 @@
 
     python benchmarks/parquet.py [NUM_SAMPLES [DIM [FOLDER]]]
 
-The contenders take turns. Before each timed run the same is done once unmeasured, so that each finds the page cache as
-it would leave it itself: where another writer has been, numpy.save alone may take three times as long. When a write
-begins, its files are removed and the disk is idle.
+The contenders take turns, and each timed run follows an unmeasured one of the same. When a write begins, its files are
+removed and the disk is idle. Even so writes of either kind may come in two speeds, numpy's too, as the kernel takes
+more or less time to fill the page cache: read the fastest and the slowest run beside the median.
 """
 
 import os

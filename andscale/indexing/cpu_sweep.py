@@ -91,7 +91,7 @@ def sweep_within(state: RowState, temperature: float, num_threads: int, progress
     width = _packed_blocks(state.features.shape[1], state.num_blocks, num_threads)
     spans = _spans(state.num_blocks, width)
     rounds = [[(span, span) for span in spans], *_tournament(spans)]
-    _run(rounds, _Sweep(state, state, temperature), num_threads, progress)
+    run_rounds(rounds, PairSweep(state, state, temperature), num_threads, progress)
 
 
 def sweep_between(
@@ -115,7 +115,7 @@ def sweep_between(
         [(rows[i], columns[(i + turn) % size]) for i in range(len(rows)) if (i + turn) % size < len(columns)]
         for turn in range(size)
     ]
-    _run(rounds, _Sweep(lower, upper, temperature), num_threads, progress)
+    run_rounds(rounds, PairSweep(lower, upper, temperature), num_threads, progress)
 
 
 def default_threads() -> int:
@@ -129,7 +129,7 @@ def default_threads() -> int:
 Span = tuple[int, int]
 
 
-class _Sweep:
+class PairSweep:
     """Two shards (or twice the same) and what their pairs of blocks have in common."""
 
     def __init__(self, lower: RowState, upper: RowState, temperature: float):
@@ -141,7 +141,7 @@ class _Sweep:
         self.shape = host_tile_shape()
         self.kernel = compiled_sweep(self.shape)
 
-    def score(self, spans: tuple[Span, Span], scratch: "_Scratch") -> int:
+    def score(self, spans: tuple[Span, Span], scratch: "Scratch") -> int:
         """Score the blocks of a span of rows against those of a span of columns; returns how many pairs of samples."""
         num_scored: int = self.kernel(
             self.rows, self.columns, self.is_same, spans, self.scale, self.shifts, scratch.packed, scratch.buffers
@@ -149,7 +149,7 @@ class _Sweep:
         return num_scored
 
 
-class _Scratch:
+class Scratch:
     """What one thread writes to: packed columns, the sums of a pair of blocks, the similarities of a tile."""
 
     def __init__(self, num_blocks: int, dim: int, shape: TileShape):
@@ -161,7 +161,7 @@ class _Scratch:
         self.buffers = (row_sums, column_sums, hits, np.empty(2 * shape.num_rows, np.int64))
 
 
-def _run(rounds: list[list[tuple[Span, Span]]], sweep: _Sweep, num_threads: int, progress: Progress) -> None:
+def run_rounds(rounds: list[list[tuple[Span, Span]]], sweep: PairSweep, num_threads: int, progress: Progress) -> None:
     """Work through the rounds with threads, one after the other; the pairs of a round touch different rows."""
     width = max(b - a for pairs in rounds for _, (a, b) in pairs)
     turns = [itertools.count() for _ in rounds]
@@ -170,7 +170,7 @@ def _run(rounds: list[list[tuple[Span, Span]]], sweep: _Sweep, num_threads: int,
 
     def work() -> None:
         try:
-            scratch = _Scratch(width, sweep.dim, sweep.shape)
+            scratch = Scratch(width, sweep.dim, sweep.shape)
             for pairs, turn in zip(rounds, turns, strict=True):
                 # next() of a count is one step under the interpreter's lock
                 for number in turn:

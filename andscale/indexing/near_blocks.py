@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from andscale.indexing.cpu_sweep import RowState, Span, _run, _Sweep
+from andscale.indexing.cpu_sweep import PairSweep, RowState, Span, run_rounds
 from andscale.indexing.partials import BLOCK_ROWS
 from andscale.metrics import Progress
 
@@ -75,7 +75,7 @@ def sweep_pairs(state: RowState, pairs: np.ndarray, temperature: float, num_thre
         num_threads: plain threads, one a core.
         progress: advanced by rows times columns.
     """
-    _run(_rounds(pairs), _Sweep(state, state, temperature), num_threads, progress)
+    run_rounds(_rounds(pairs), PairSweep(state, state, temperature), num_threads, progress)
 
 
 def _rounds(pairs: np.ndarray) -> list[list[tuple[Span, Span]]]:

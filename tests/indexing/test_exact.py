@@ -159,7 +159,7 @@ def test_a_mistake_in_a_thread_ends_the_sweep(rng, monkeypatch):
     with pytest.raises(MemoryError, match="no room"):
         discover(reference.unit_rows(rng, 2000, 8), Request(1, 0.1, num_threads=3))
     monkeypatch.undo()
-    monkeypatch.setattr("andscale.indexing.cpu_sweep._Sweep.score", fail)
+    monkeypatch.setattr("andscale.indexing.cpu_sweep.PairSweep.score", fail)
     with pytest.raises(MemoryError, match="no room"):
         discover(reference.unit_rows(rng, 2000, 8), Request(1, 0.1, num_threads=3))
 
