@@ -1,11 +1,14 @@
 """The compiled loops around the tile kernel: packing columns, scoring pairs of blocks, keeping candidates."""
 
+import zlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba.extending import intrinsic
 
+from andscale.indexing import tile_kernel
 from andscale.indexing.tile_kernel import TileShape, score_tile
 
 
@@ -122,6 +125,15 @@ def _add_sums(side: Any, first: Any, sums: Any, lanes: Any, sum_scale: Any) -> N
             side.sums[number, first + row] += np.int64(np.rint(total * sum_scale))
 
 
+def kernel_stamp() -> int:
+    """A number that changes with ``tile_kernel.py``: compiled callers of its tile must hold it.
+
+    numba keeps compiled functions on disk and makes them anew when their own file or the numbers that they hold have
+    changed; of the files that their instructions come from it knows nothing.
+    """
+    return zlib.crc32(Path(tile_kernel.__file__).read_bytes())
+
+
 def build_kernel(shape: TileShape, block_rows: int, sum_scale: float) -> Any:
     """The compiled sweep over two spans of blocks, for one shape of tiles.
 
@@ -135,12 +147,14 @@ def build_kernel(shape: TileShape, block_rows: int, sum_scale: float) -> Any:
         A function that returns how many pairs of rows and columns it scored.
     """
     lanes, tile_rows, num_vectors, tile_columns = shape.lanes, shape.num_rows, shape.num_vectors, shape.num_columns
+    stamp = kernel_stamp()
 
     # it holds numbers only, no other compiled function: numba could not keep it on disk otherwise
     @numba.njit(nogil=True, cache=True)
     def score_spans(  # noqa: PLR0913, PLR0917 - compiled functions take arrays, not objects
         rows: Any, columns: Any, is_same: Any, spans: Any, scale: Any, shifts: Any, packed: Any, scratch: Any
     ) -> Any:
+        assert stamp >= 0  # see kernel_stamp
         row_sums, column_sums, hits, masks = scratch
         dim, num_scored = rows.features.shape[1], 0
         for b in range(*spans[1]):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# numba's files in __pycache__ hold these numbers and do not notice a change here: remove them after one
 BLOCK_ROWS = 480
 """Samples are cut into blocks of so many on one grid for all ranks. A multiple of every tile's rows and columns; two
 blocks of 128 numbers a row (480 KB) lie in a core's cache."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from andscale.indexing.cpu_kernels import kernel_stamp
 from andscale.indexing.partials import BLOCK_ROWS, SUM_SCALE
 from andscale.indexing.tile_kernel import TileShape, host_tile_shape, score_tile
 
@@ -150,10 +151,12 @@ def _compiled(shape: TileShape) -> Any:
     """A function that adds the draws' weights to (2, 2, BLOCK_ROWS, lanes) sums: middle and far, 2^x and 2^x x."""
     lanes, tile_rows, num_vectors, tile_columns = shape.lanes, shape.num_rows, shape.num_vectors, shape.num_columns
     panels_a_block = PANEL_SAMPLES // tile_columns
+    stamp = kernel_stamp()
 
     # it holds numbers only, no other compiled function: numba could not keep it on disk otherwise
     @numba.njit(nogil=True, cache=True)
     def score_block(number: Any, rows: Any, middle: Any, far: Any, strata: Any, sums: Any) -> None:
+        assert stamp >= 0  # see kernel_stamp
         never = np.full(tile_rows + tile_columns, np.inf, np.float32)
         ignored = np.zeros((2, tile_columns), np.float32)
         hits, masks = np.empty(tile_rows * tile_columns, np.float32), np.empty((tile_rows, 2), np.int64)

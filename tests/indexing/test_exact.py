@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -136,6 +138,24 @@ def test_tiles_for_other_machines_give_the_same_answer(rng, monkeypatch, shape):
     other = discover(features, Request(5, 0.1))
     np.testing.assert_array_equal(first.neighbour_ids, other.neighbour_ids)
     np.testing.assert_allclose(first.entropies, other.entropies, atol=2e-6)
+
+
+def test_compiled_sweeps_are_made_anew_when_the_tile_changes(tmp_path, monkeypatch):
+    """Numba keeps them on disk, by their own file and the numbers that they hold."""
+    from andscale.indexing import row_sweep, tile_kernel
+    from andscale.indexing.cpu_kernels import build_kernel, kernel_stamp
+    from andscale.indexing.tile_kernel import host_tile_shape
+
+    def numbers(kernel):
+        return [cell.cell_contents for cell in kernel.py_func.__closure__]
+
+    shape, before = host_tile_shape(), kernel_stamp()
+    assert before in numbers(build_kernel(shape, 480, 1.0))
+    assert before in numbers(row_sweep._compiled.__wrapped__(shape))
+    changed = tmp_path / "tile_kernel.py"
+    changed.write_text(Path(tile_kernel.__file__).read_text() + "# changed")
+    monkeypatch.setattr(tile_kernel, "__file__", str(changed))
+    assert kernel_stamp() != before
 
 
 def test_two_samples_are_each_others_neighbours():
