@@ -6,9 +6,7 @@ The products of a pair are added in one order wherever it is scored, so the answ
 shared out.
 """
 
-import itertools
 import math
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +14,7 @@ import numba
 import numpy as np
 
 from andscale.indexing.partials import BLOCK_ROWS, NO_ID, SUM_SCALE, Partials
+from andscale.indexing.threads import in_turns
 from andscale.metrics import Progress
 
 _ROWS_A_TURN = 256
@@ -43,7 +42,7 @@ def add_candidates(
     def work(start: int, stop: int) -> None:
         _add_rows(start, stop, features, columns, column_start, ids, partials.scores, partials.ids)
 
-    in_threads(work, len(features), num_threads)
+    _by_rows(work, len(features), num_threads)
 
 
 def undecided_rows(partials: Partials, dim: int) -> np.ndarray:
@@ -79,7 +78,7 @@ def search_all(
         )  # fmt: skip
         search.progress.advance((stop - start) * len(columns))
 
-    in_threads(work, len(queries), search.num_threads)
+    _by_rows(work, len(queries), search.num_threads)
 
 
 class DenseSearch:
@@ -103,29 +102,13 @@ def merge(into: Partials, other: Partials) -> None:
     _merge_rows(into.scores, into.ids, other.scores, other.ids)
 
 
-def in_threads(work: Callable[[int, int], None], num_rows: int, num_threads: int) -> None:
-    """Call ``work(start, stop)`` for all rows, a few hundred at a time, in plain threads; its first error is raised."""
-    turns = itertools.count()
-    errors: list[BaseException] = []
+def _by_rows(work: Callable[[int, int], None], num_rows: int, num_threads: int) -> None:
+    """Call ``work(start, stop)`` for all rows, a few hundred at a time."""
 
-    def run() -> None:
-        for turn in turns:
-            start = turn * _ROWS_A_TURN
-            if start >= num_rows or errors:
-                return
-            try:
-                work(start, min(start + _ROWS_A_TURN, num_rows))
-            except BaseException as error:
-                errors.append(error)
+    def turn(number: int) -> None:
+        work(number * _ROWS_A_TURN, min((number + 1) * _ROWS_A_TURN, num_rows))
 
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(num_threads - 1)]
-    for thread in threads:
-        thread.start()
-    run()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    in_turns(turn, -(-num_rows // _ROWS_A_TURN), num_threads)
 
 
 # sums may be taken in vectors: the order depends on D alone, so a pair has the same bits everywhere

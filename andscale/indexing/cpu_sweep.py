@@ -5,6 +5,7 @@ block as rows), so a weight is the same number wherever it is computed; sums are
 share the pairs in any way and get the same bits.
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from andscale.indexing.partials import BLOCK_ROWS, NO_SCORE, SUM_SCALE
+from andscale.indexing.threads import in_threads
 from andscale.indexing.tile_kernel import TileShape, host_tile_shape
 from andscale.metrics import Progress
 
@@ -166,32 +168,21 @@ def run_rounds(rounds: list[list[tuple[Span, Span]]], sweep: PairSweep, num_thre
     width = max(b - a for pairs in rounds for _, (a, b) in pairs)
     turns = [itertools.count() for _ in rounds]
     barrier = threading.Barrier(num_threads)
-    errors: list[BaseException] = []
 
     def work() -> None:
-        try:
-            scratch = Scratch(width, sweep.dim, sweep.shape)
-            for pairs, turn in zip(rounds, turns, strict=True):
-                # next() of a count is one step under the interpreter's lock
-                for number in turn:
-                    if number >= len(pairs):
-                        break
-                    progress.advance(sweep.score(pairs[number], scratch))
+        scratch = Scratch(width, sweep.dim, sweep.shape)
+        for pairs, turn in zip(rounds, turns, strict=True):
+            # next() of a count is one step under the interpreter's lock
+            for number in turn:
+                if number >= len(pairs):
+                    break
+                progress.advance(sweep.score(pairs[number], scratch))
+            with contextlib.suppress(threading.BrokenBarrierError):
                 barrier.wait()
-        except threading.BrokenBarrierError:
-            pass
-        except BaseException as error:
-            errors.append(error)
-            barrier.abort()
+            if barrier.broken:
+                return
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(num_threads - 1)]
-    for thread in threads:
-        thread.start()
-    work()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    in_threads(work, num_threads, barrier.abort)
 
 
 def _packed_blocks(dim: int, num_blocks: int, num_threads: int) -> int:

@@ -7,8 +7,6 @@ repetitions of one estimate, and their scatter gives its variance at no cost.
 """
 
 import functools
-import itertools
-import threading
 from typing import Any, NamedTuple
 
 import numba
@@ -16,6 +14,7 @@ import numpy as np
 
 from andscale.indexing.cpu_kernels import kernel_stamp
 from andscale.indexing.partials import BLOCK_ROWS, SUM_SCALE
+from andscale.indexing.threads import in_turns
 from andscale.indexing.tile_kernel import TileShape, host_tile_shape, score_tile
 
 PANEL_SAMPLES = 48
@@ -105,34 +104,19 @@ def estimate_rows(
         the rows that fill up the last block.
     """
     results = np.empty((4, len(blocks) * BLOCK_ROWS))
-    turns = itertools.count()
-    errors: list[BaseException] = []
     score_block = _compiled(host_tile_shape())
 
-    def work() -> None:
-        try:
-            for turn in turns:
-                if turn >= len(blocks) or errors:
-                    return
-                rows = slice(blocks[turn] * BLOCK_ROWS, (blocks[turn] + 1) * BLOCK_ROWS)
-                block = features[rows]
-                if len(block) < BLOCK_ROWS:
-                    block = np.concatenate([block, np.zeros((BLOCK_ROWS - len(block), block.shape[1]), np.float32)])
-                lane_sums = np.zeros((2, 2, BLOCK_ROWS, host_tile_shape().lanes), np.float32)
-                score_block(blocks[turn], block, *draws, strata, lane_sums)
-                mine = results[:, turn * BLOCK_ROWS : (turn + 1) * BLOCK_ROWS]
-                _finish(np.ascontiguousarray(sums[:, rows]), lane_sums, strata.far_size, mine)
-        except BaseException as error:
-            errors.append(error)
+    def estimate(turn: int) -> None:
+        rows = slice(blocks[turn] * BLOCK_ROWS, (blocks[turn] + 1) * BLOCK_ROWS)
+        block = features[rows]
+        if len(block) < BLOCK_ROWS:
+            block = np.concatenate([block, np.zeros((BLOCK_ROWS - len(block), block.shape[1]), np.float32)])
+        lane_sums = np.zeros((2, 2, BLOCK_ROWS, host_tile_shape().lanes), np.float32)
+        score_block(blocks[turn], block, *draws, strata, lane_sums)
+        mine = results[:, turn * BLOCK_ROWS : (turn + 1) * BLOCK_ROWS]
+        _finish(np.ascontiguousarray(sums[:, rows]), lane_sums, strata.far_size, mine)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(num_threads - 1)]
-    for thread in threads:
-        thread.start()
-    work()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    in_turns(estimate, len(blocks), num_threads)
     return results
 
 
