@@ -15,14 +15,13 @@ from andscale.errors import UsageError
 from andscale.indexing.candidates import add_candidates, merge
 from andscale.indexing.clusters import cluster_order
 from andscale.indexing.cpu_sweep import RowState, default_threads
-from andscale.indexing.exact import Discovery, Request
+from andscale.indexing.exact import Discovery, Request, checked_features
 from andscale.indexing.faiss_index import index_kind
 from andscale.indexing.near_blocks import BlockPairs, pair_blocks, sweep_pairs
 from andscale.indexing.partials import BLOCK_ROWS, NO_ID, NO_SCORE, Partials
 from andscale.indexing.ring import Ring, gather_arrays
 from andscale.indexing.row_sweep import Strata, draw_far, draw_middle, estimate_rows
 from andscale.metrics import Progress
-from andscale.store.feature_rows import check_features
 
 _MARGIN = 4
 """Candidates beyond K that are scored again in float64."""
@@ -106,13 +105,9 @@ def discover_approximately(
             f"temperature = {request.temperature}: approximate entropies need at least {_LEAST_TEMPERATURE}; "
             'take index.mode = "exact"'
         )
-    if features.ndim != 2 or features.dtype != np.float32:
-        raise UsageError(f"features are {features.dtype} of shape {features.shape}: float32 of shape (N, D) is needed")
-    rows = ring.rows(ring.world.rank)
-    if len(features) != len(rows):
-        raise UsageError(f"rank {ring.world.rank} was given {len(features)} features, its share is {len(rows)}")
-    check_features("features", np.arange(rows.start, rows.stop), features)
-    features = gather_arrays(features, [len(ring.rows(rank)) for rank in range(ring.world.world_size)])
+    features = gather_arrays(
+        checked_features(features, ring), [len(ring.rows(rank)) for rank in range(ring.world.world_size)]
+    )
     work = _Work(features, request, effort or Effort(), seed, ring)
     partials = work.sweep()
     results = work.estimate()

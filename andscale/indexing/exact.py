@@ -93,7 +93,7 @@ def discover(features: np.ndarray, request: Request, ring: Ring | None = None) -
     """
     ring = Ring(len(features)) if ring is None else ring
     request.check(ring.num_samples)
-    features = _checked(features, ring)
+    features = checked_features(features, ring)
     own = Shard.begin(ring.rows(ring.world.rank).start, features, request.num_neighbours)
     num_threads = request.num_threads or default_threads()
     if request.temperature < _SHARP_TEMPERATURE:
@@ -112,7 +112,8 @@ def discover(features: np.ndarray, request: Request, ring: Ring | None = None) -
     return Discovery(found.ids, found.scores, entropies, num_searched_again, engine)
 
 
-def _checked(features: np.ndarray, ring: Ring) -> np.ndarray:
+def checked_features(features: np.ndarray, ring: Ring) -> np.ndarray:
+    """This rank's features, C-contiguous; UsageError or RunError unless they are what ``discover`` takes."""
     rows = ring.rows(ring.world.rank)
     if features.ndim != 2 or features.dtype != np.float32:
         raise UsageError(f"features are {features.dtype} of shape {features.shape}: float32 of shape (N, D) is needed")
