@@ -1,18 +1,13 @@
-"""The typed, frozen sections of a run: TOML in, JSON record out.
+"""The typed, frozen sections of a run; ``config_file`` reads them.
 
 Every section refuses unknown keys and names the valid ones. ``[resources]`` says where and how steps are run and may
 change from launch to launch; everything else decides the results, is frozen at the first launch and hashed.
 """
 
-import copy
 import json
-import tomllib
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from andscale.errors import UsageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -201,100 +196,3 @@ class RunConfig(Section):
         from andscale.store.files import hash_bytes
 
         return hash_bytes(json.dumps(self.scientific_record(), sort_keys=True, separators=(",", ":")).encode())
-
-
-def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a TOML file into a RunConfig, ``section.key=value`` overrides on top.
-
-    Raises:
-        UsageError: no such file, not TOML, an unknown key (the valid ones are listed), a value out of range.
-    """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"no config file {path}: the ones at hand are in configs/") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from None
-    return build_config(apply_overrides(values, overrides or []), str(path))
-
-
-def build_config(values: dict[str, Any], where: str) -> RunConfig:
-    """Validate plain values; ``where`` names their origin in errors."""
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
-
-
-def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """``values`` with each ``section.key=value`` set; a value is read as TOML, or else as a string.
-
-    Raises:
-        UsageError: an override without ``=`` or with an empty name.
-    """
-    result = copy.deepcopy(values)
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        *sections, key = name.strip().split(".")
-        if not equals or not key or not all(sections):
-            raise UsageError(f"--set {override!r} is not of the form section.key=value")
-        target = result
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise UsageError(f"--set {override!r}: {section!r} is not a section")
-        target[key] = _parse_value(text.strip())
-    return result
-
-
-def config_differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """``section.key: old -> new`` for every setting that decides the results and differs."""
-    before, after = _flatten(old.scientific_record()), _flatten(new.scientific_record())
-    return [
-        f"{key}: {_show(before.get(key))} -> {_show(after.get(key))}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-
-
-def _parse_value(text: str) -> Any:
-    if text == "none":
-        return None
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _show(value: Any) -> str:
-    return json.dumps(value)
-
-
-def _explain(error: Any) -> str:
-    """One pydantic error as 'section.key: what is wrong'."""
-    location = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        *sections, _ = error["loc"]
-        section: type[BaseModel] = RunConfig
-        for name in sections:
-            section = section.model_fields[str(name)].annotation  # type: ignore[assignment]
-        return f"unknown key {location}; valid here: {', '.join(sorted(section.model_fields))}"
-    if error["type"] == "missing":
-        return f"{location} is missing"
-    message: str = error["msg"].removeprefix("Value error, ")
-    if not location:
-        return message
-    return f"{location} = {_show(error['input']) if _is_plain(error['input']) else '...'}: {message}"
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float, bool, type(None)))

@@ -121,7 +121,7 @@ def test_auto_takes_this_machine_when_no_controller_answers(tmp_path, tmp_path_f
 
 
 def test_what_a_killed_first_launch_leaves_is_not_in_the_way(tmp_path, config):
-    from andscale.config import load_config
+    from andscale.config_file import load_config
     from andscale.store.run_record import create_run
 
     root = tmp_path / "runs" / "tiny"
@@ -158,7 +158,7 @@ def test_a_config_that_differs_from_the_runs_stops_with_the_difference(tmp_path,
     plan = run(LAUNCH, "--config", config, "--cluster", "local", "--dry-run", cwd=tmp_path)
     assert plan.returncode == 0, plan.stderr
     assert not (tmp_path / "runs").exists()
-    from andscale.config import load_config
+    from andscale.config_file import load_config
     from andscale.store.run_record import create_run
 
     create_run(tmp_path / "runs" / "tiny", load_config(config), tmp_path, "fingerprint")
@@ -191,7 +191,7 @@ def test_a_config_that_differs_from_the_runs_stops_with_the_difference(tmp_path,
     ],
 )
 def test_mistakes_elsewhere_get_one_line_and_write_nothing(tmp_path, config, rng, door, arguments, words):
-    from andscale.config import load_config
+    from andscale.config_file import load_config
     from andscale.store.run_record import create_run
 
     create_run(tmp_path / "r", load_config(config), tmp_path, "fingerprint")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from andscale.config import apply_overrides, build_config, config_differences, load_config
+from andscale.config_file import apply_overrides, build_config, config_differences, load_config
 from andscale.errors import UsageError
 
 MINIMAL = {"data": {"dataset": "data/x"}}

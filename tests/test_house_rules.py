@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "andscale").rglob("*.py"))
 # a part may import its own and lower levels
 LEVELS = [
     {"errors"},
-    {"config", "store"},
+    {"config", "config_file", "store"},
     {"metrics", "distributed"},
     {"data"},
     {"training", "indexing"},

@@ -3,7 +3,7 @@
 import numpy as np
 from safetensors.numpy import load_file
 
-from andscale.config import build_config
+from andscale.config_file import build_config
 from andscale.store.features import read_features
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import create_run

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from andscale.config import RunConfig, apply_overrides, build_config, load_config
+from andscale.config import RunConfig
+from andscale.config_file import apply_overrides, build_config, load_config
 from andscale.errors import RunError, UsageError
 from andscale.orchestration.records import read_job_record
 from andscale.orchestration.steps import Step, next_round, pending_steps, prerequisites

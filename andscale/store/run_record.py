@@ -7,7 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from andscale.config import RunConfig, build_config, config_differences
+from andscale.config import RunConfig
+from andscale.config_file import build_config, config_differences
 from andscale.errors import UsageError
 from andscale.store.artifacts import source_commit
 from andscale.store.files import check_writable, write_file

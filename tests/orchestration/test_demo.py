@@ -1,6 +1,6 @@
 import pytest
 
-from andscale.config import load_config
+from andscale.config_file import load_config
 from andscale.errors import RunError, SourceUnavailableError
 from andscale.orchestration import demo
 
