@@ -55,7 +55,7 @@ if [ "$faiss" = cpu ]; then
     install -r requirements.lock
     install --no-deps -e .
 else
-    install -e ".[$faiss,sources,dev,bench]"
+    install -e ".[$faiss,sources,dev,bench,timm,export,remote]"
 fi
 echo "$wanted" >.venv/.ready
 echo "environment ready: .venv"
