@@ -8,7 +8,7 @@ import struct
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -46,21 +46,40 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
         UsageError: scipy is not installed.
         RunError: not such a file.
     """
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise UsageError("svhn needs scipy: install andscale with its extra, pip install 'andscale[sources]'") from None
-    try:
-        content = loadmat(path, variable_names=("X", "y"))
-        images, labels = np.asarray(content["X"]), np.asarray(content["y"]).reshape(-1)
-    except Exception as error:  # loadmat raises nearly anything on damaged bytes
-        raise RunError(f"{path} is not a .mat file of SVHN, or it is damaged: {type(error).__name__}") from None
+    content = load_mat("svhn", str(path), path, "X", "y")
+    images, labels = np.asarray(content[0]), np.asarray(content[1]).reshape(-1)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise RunError(f"{path}: X is {images.dtype} {images.shape}, uint8 (32, 32, 3, N) was expected")
     if len(labels) != images.shape[3]:
         raise RunError(f"{path} has {images.shape[3]} images and {len(labels)} labels")
     labels = labels.astype(np.int32)
     return np.ascontiguousarray(images.transpose(3, 0, 1, 2)), np.where(labels == 10, 0, labels)
+
+
+def load_mat(source: str, where: str, file: Path | BinaryIO, *names: str) -> list[Any]:
+    """Variables of a .mat file, as scipy reads them.
+
+    Args:
+        source: the data set, for errors, and
+        where: what they call the file.
+        file: path or stream.
+        names: of the variables.
+
+    Raises:
+        UsageError: scipy is not installed.
+        RunError: not a .mat file, or without one of the variables.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UsageError(
+            f"{source} needs scipy: install andscale with its extra, pip install 'andscale[sources]'"
+        ) from None
+    try:
+        content = loadmat(file, variable_names=names)
+        return [content[name] for name in names]
+    except Exception as error:  # loadmat raises nearly anything on damaged bytes
+        raise RunError(f"{where} is not a .mat file of {source}, or it is damaged: {type(error).__name__}") from None
 
 
 class CifarFiles:
@@ -75,6 +94,11 @@ class CifarFiles:
             if not self.archive.is_file():
                 raise UsageError(f"{folder} holds neither {base}/ nor {archive}")
             self.contents = self._read_archive()
+
+    @property
+    def originals(self) -> tuple[Path, ...]:
+        """The published archive, if it is what is read."""
+        return (self.archive,) if self.folder is None else ()
 
     def read_images(self, name: str, label_key: str) -> tuple[np.ndarray, np.ndarray]:
         """One batch file: images (N, 32, 32, 3) uint8 and labels (N,) int32.

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from andscale.data.published import check_published
+from andscale.data.raw import RawDataset
 from andscale.data.shard_writer import (
     PARTS_NAME,
     CheckJob,
@@ -36,8 +38,8 @@ from andscale.data.shards import (
     open_dataset,
     read_record,
 )
-from andscale.data.sources import RawDataset, open_source
-from andscale.data.workers import run_jobs
+from andscale.data.sources import open_source
+from andscale.data.workers import num_cores, run_jobs
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
 from andscale.store.files import check_writable, write_file
@@ -103,11 +105,12 @@ def prepare(source: str, folder: Path | None, out: Path, options: PrepareOptions
     _refuse_foreign(out)
     raw = open_source(source, folder)
     _say(f"{raw.name}: {', '.join(f'{len(s):,} {n}' for n, s in raw.splits.items())} images from {raw.obtained_from}")
+    found = check_published(raw, was_downloaded=folder is None)
     finished = _already_prepared(out, raw, options)
     if finished is not None:
         return finished
     check_writable(out)
-    num_workers = options.num_workers or _num_cores()
+    num_workers = options.num_workers or num_cores()
     with _locked(out / PARTS_NAME):
         plan = _load_plan(out, raw, options)
         if plan is None:
@@ -117,7 +120,7 @@ def prepare(source: str, folder: Path | None, out: Path, options: PrepareOptions
             leftover.unlink()
         results = _write_shards(raw, plan, out, num_workers)
         splits = {split: finish_split(out, split, results[split]) for split in SPLITS}
-        _write_dataset(out, raw, plan, splits)
+        _write_dataset(out, raw, plan, splits, found)
         shutil.rmtree(out / PARTS_NAME)
     return open_dataset(out)
 
@@ -246,14 +249,17 @@ def _shard_jobs(
             yield ShardJob(out, split, number, first_id, samples)
 
 
-def _write_dataset(out: Path, raw: RawDataset, plan: _Plan, splits: dict[str, dict[str, Any]]) -> None:
-    """Write ``dataset.json``: from here on the data set is prepared."""
+def _write_dataset(
+    out: Path, raw: RawDataset, plan: _Plan, splits: dict[str, dict[str, Any]], found: list[str] | None
+) -> None:
+    """Write ``dataset.json``: from here on the data set is prepared; ``found``: differences from what was published."""
     record = {
         "format": DATASET_FORMAT,
         "format_version": DATASET_VERSION,
         "name": raw.name,
         "identity": raw.identity,
         "obtained_from": raw.obtained_from,
+        "differences_from_published": found,
         "classes": list(raw.classes),
         "samples_per_shard": plan.samples_per_shard,
         "splits": splits,
@@ -282,11 +288,6 @@ def _locked(folder: Path) -> Iterator[None]:
 def _no_more_than(num_workers: int, num_samples: int, samples_per_job: int = _IMAGES_PER_CHECK) -> int:
     """No more processes than jobs."""
     return max(1, min(num_workers, -(-num_samples // samples_per_job)))
-
-
-def _num_cores() -> int:
-    """Cores that this process may use; Slurm and containers narrow them."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _json(value: Any) -> bytes:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from andscale.data.images import ImageHeader, check_image, read_header
+from andscale.data.raw import RawSplit
 from andscale.data.shards import CATALOGUE_KIND, ShardRecord
-from andscale.data.sources import RawSplit
 from andscale.errors import RunError
 from andscale.store.artifacts import seal
 from andscale.store.files import fsync_path, write_file

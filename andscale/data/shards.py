@@ -42,6 +42,7 @@ DATASET_FORMAT = "andscale.dataset"
 DATASET_VERSION = 1
 CATALOGUE_KIND = "catalogue"
 SPLITS = ("train", "val")
+_NOT_CONTENT = ("obtained_from", "differences_from_published")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _NUM_HASHING_THREADS = 4
 
@@ -75,8 +76,8 @@ class PreparedDataset:
         name: the source that it was made from.
         classes: names by class number; empty when there are no labels.
         splits: ``train`` and ``val``; ``val`` may be empty.
-        fingerprint: BLAKE3 of ``dataset.json``'s content. Where the raw files were found is left out of it, so the
-            same images, prepared alike, have the same fingerprint everywhere.
+        fingerprint: BLAKE3 of ``dataset.json``'s content. Where the raw files were found, and whether they were what
+            was published, is left out of it, so the same images, prepared alike, have the same fingerprint everywhere.
     """
 
     root: Path
@@ -122,7 +123,7 @@ def open_dataset(root: Path) -> PreparedDataset:
         raise UsageError(f"{root} is not a prepared data set: make it with tools/prepare_shards.py")
     try:
         splits = {split: _parse_split(path, record["splits"][split]) for split in SPLITS}
-        content = {key: value for key, value in record.items() if key != "obtained_from"}
+        content = {key: value for key, value in record.items() if key not in _NOT_CONTENT}
         fingerprint = hash_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
         return PreparedDataset(root, str(record["name"]), tuple(record["classes"]), splits, fingerprint)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -4,17 +4,14 @@ Sources whose images lie in arrays (IDX, CIFAR, SVHN, digits) encode PNG, which 
 hand out the files' bytes unchanged.
 """
 
-import io
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from andscale.data.downloads import fetch_fashion_mnist, fetch_from_torchvision, find_idx_file
+from andscale.data.raw import ArraySplit, FileSplit, RawDataset, RawSplit
 from andscale.errors import RunError, UsageError
 
 __all__ = [
@@ -27,7 +24,7 @@ __all__ = [
     "open_source",
 ]
 
-SOURCES = ("fashion-mnist", "digits", "cifar10", "cifar100", "svhn", "image-folder")
+SOURCES = ("fashion-mnist", "digits", "cifar10", "cifar100", "svhn", "imagenet", "cub200", "dogs", "image-folder")
 DOWNLOADS_VARIABLE = "ANDSCALE_DOWNLOADS"
 _FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -43,111 +40,6 @@ _FASHION_MNIST_CLASSES = (
 )
 _DIGITS = tuple(str(digit) for digit in range(10))
 _NUM_DIGITS_VAL = 360
-
-
-class RawSplit(Protocol):
-    """The samples of one split, in their final order; small enough to be sent to another process in parts."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(N,) int32, class numbers; -1 = none."""
-
-    @property
-    def is_file_backed(self) -> bool:
-        """Whether images come from files that somebody else wrote, and so may be broken."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes:
-        """The encoded image."""
-
-    def describe(self, index: int) -> str:
-        """Where the image comes from, as valid UTF-8."""
-
-    def take(self, indices: np.ndarray) -> "RawSplit":
-        """The samples ``indices`` ((M,) int64) alone, in that order."""
-
-
-@dataclass(frozen=True, eq=False)
-class ArraySplit:
-    """Images in an array.
-
-    Attributes:
-        images: (N, H, W) or (N, H, W, 3) uint8.
-        labels: (N,) int32.
-        names: (N,) the file of each image, and
-        numbers: (N,) int64, its place in that file.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    names: np.ndarray
-    numbers: np.ndarray
-    is_file_backed = False
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, index: int) -> bytes:
-        """The image as PNG: gray or RGB, no metadata."""
-        from PIL import Image
-
-        buffer = io.BytesIO()
-        Image.fromarray(self.images[index]).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    def describe(self, index: int) -> str:
-        """``train-images-idx3-ubyte#123``."""
-        return f"{self.names[index]}#{self.numbers[index]}"
-
-    def take(self, indices: np.ndarray) -> "ArraySplit":
-        """The samples ``indices`` alone."""
-        return ArraySplit(self.images[indices], self.labels[indices], self.names[indices], self.numbers[indices])
-
-
-@dataclass(frozen=True, eq=False)
-class FileSplit:
-    """Image files: ``paths`` are relative to ``root``; ``labels`` (N,) int32."""
-
-    root: Path
-    paths: Sequence[str]
-    labels: np.ndarray
-    is_file_backed = True
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> bytes:
-        """The file's bytes, unchanged."""
-        return (self.root / self.paths[index]).read_bytes()
-
-    def describe(self, index: int) -> str:
-        """The path relative to the source folder."""
-        return safe_text(self.paths[index])
-
-    def take(self, indices: np.ndarray) -> "FileSplit":
-        """The samples ``indices`` alone."""
-        return FileSplit(self.root, [self.paths[i] for i in indices], self.labels[indices])
-
-
-@dataclass(frozen=True)
-class RawDataset:
-    """A raw data set, opened.
-
-    Attributes:
-        name: which source it is.
-        classes: names by class number; empty when there are no labels.
-        splits: ``train`` and ``val``; ``val`` may be empty.
-        obtained_from: in words.
-        identity: BLAKE3 over what decides the content: all pixels and labels of array-backed sources; paths and sizes
-            of files, which would take hours to read on a large folder.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    splits: dict[str, RawSplit]
-    obtained_from: str
-    identity: str
 
 
 def open_source(name: str, folder: Path | None) -> RawDataset:
@@ -170,17 +62,20 @@ def open_source(name: str, folder: Path | None) -> RawDataset:
             return _open_cifar(name, folder)
         case "svhn":
             return _open_svhn(folder)
-        case "image-folder":
-            from andscale.data.image_folder import open_image_folder
-
-            return open_image_folder(folder)
+        case "imagenet" | "cub200" | "dogs" | "image-folder":
+            return _open_files(name, folder)
         case _:
             raise UsageError(f"no source {name!r}: choose one of {', '.join(SOURCES)}")
 
 
-def safe_text(name: str) -> str:
-    r"""A file name as valid UTF-8: bytes that are none become ``\xff``-like escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _open_files(name: str, folder: Path | None) -> RawDataset:
+    """A source of image files, which are never downloaded."""
+    from andscale.data.fine_grained import open_cub200, open_dogs
+    from andscale.data.image_folder import open_image_folder
+    from andscale.data.imagenet import open_imagenet
+
+    openers = {"imagenet": open_imagenet, "cub200": open_cub200, "dogs": open_dogs, "image-folder": open_image_folder}
+    return openers[name](folder)
 
 
 def _downloads(name: str) -> Path:
@@ -242,19 +137,21 @@ def _open_cifar(name: str, folder: Path | None) -> RawDataset:
         split: _join([_array_split(f"{files.base}/{b}", *files.read_images(b, label_key)) for b in names])
         for split, names in batches.items()
     }
-    return _array_dataset(name, classes, splits, str(place) if folder else f"torchvision's mirrors ({place})")
+    obtained_from = str(place) if folder else f"torchvision's mirrors ({place})"
+    return _array_dataset(name, classes, splits, obtained_from, files.originals)
 
 
 def _open_svhn(folder: Path | None) -> RawDataset:
     from andscale.data.array_formats import read_svhn
 
     place = folder or fetch_from_torchvision("svhn", _downloads("svhn"))
-    splits = {}
-    for split, name in (("train", "train_32x32.mat"), ("val", "test_32x32.mat")):
-        if not (place / name).is_file():
-            raise UsageError(f"{place} does not hold {name}: name the folder with SVHN's .mat files, or none")
-        splits[split] = _array_split(name, *read_svhn(place / name))
-    return _array_dataset("svhn", _DIGITS, splits, str(place) if folder else f"torchvision's mirrors ({place})")
+    splits, originals = {}, (place / "train_32x32.mat", place / "test_32x32.mat")
+    for split, path in zip(("train", "val"), originals, strict=True):
+        if not path.is_file():
+            raise UsageError(f"{place} does not hold {path.name}: name the folder with SVHN's .mat files, or none")
+        splits[split] = _array_split(path.name, *read_svhn(path))
+    obtained_from = str(place) if folder else f"torchvision's mirrors ({place})"
+    return _array_dataset("svhn", _DIGITS, splits, obtained_from, originals)
 
 
 def _array_split(name: str, images: np.ndarray, labels: np.ndarray) -> ArraySplit:
@@ -269,7 +166,11 @@ def _join(splits: list[ArraySplit]) -> ArraySplit:
 
 
 def _array_dataset(
-    name: str, classes: tuple[str, ...], splits: dict[str, ArraySplit], obtained_from: str
+    name: str,
+    classes: tuple[str, ...],
+    splits: dict[str, ArraySplit],
+    obtained_from: str,
+    originals: tuple[Path, ...] = (),
 ) -> RawDataset:
     """Check the labels and hash names, pixels and labels into the identity."""
     from blake3 import blake3
@@ -286,4 +187,4 @@ def _array_dataset(
             )
         hasher.update(np.ascontiguousarray(samples.images).tobytes())
         hasher.update(samples.labels.tobytes())
-    return RawDataset(name, classes, dict(splits), obtained_from, hasher.hexdigest())
+    return RawDataset(name, classes, dict(splits), obtained_from, hasher.hexdigest(), originals)

@@ -289,7 +289,7 @@ def test_every_source_survives_pickling(tmp_path):
 
 def test_unknown_source_and_missing_folder_are_answered_with_what_is_right(tmp_path):
     with pytest.raises(UsageError, match=", ".join(SOURCES)):
-        open_source("imagenet", None)
+        open_source("imagenette", None)
     with pytest.raises(UsageError, match="not a folder"):
         open_source("image-folder", tmp_path / "absent")
     with pytest.raises(UsageError, match="needs a folder"):
