@@ -11,33 +11,12 @@ from torch.nn import functional
 from andscale.config import ModelConfig
 from andscale.data.augment import PIXEL_MEAN, PIXEL_STD
 from andscale.errors import RunError
+from andscale.training.embedding import EmbeddingNetwork, GlobalMean, Stages
+
+__all__ = ["EmbeddingNetwork", "build_backbone", "load_weights", "save_model"]
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
-
-
-class EmbeddingNetwork(nn.Module):
-    """A convolutional trunk, global average pooling and a linear head to the unit sphere.
-
-    x = W pool(trunk(images)) + b,   feature = x / |x|
-    """
-
-    def __init__(self, trunk: nn.Module, num_channels: int, feature_dim: int):
-        super().__init__()
-        self.trunk = trunk
-        self.head = nn.Linear(num_channels, feature_dim)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed images.
-
-        Args:
-            images: (B, 3, H, W) float32, normalised.
-
-        Returns:
-            (B, D) float32, unit length.
-        """
-        pooled = self.trunk(images).mean(dim=(2, 3))
-        return functional.normalize(self.head(pooled), dim=1)
 
 
 class _Block(nn.Module):
@@ -70,7 +49,7 @@ def build_backbone(config: ModelConfig, seed: int) -> EmbeddingNetwork:
                 trunk, num_channels = _small_resnet()
             case name:
                 trunk, num_channels = _torchvision_resnet(name, config.stem)
-        return EmbeddingNetwork(trunk, num_channels, config.feature_dim)
+        return EmbeddingNetwork(trunk, GlobalMean(), nn.Linear(num_channels, config.feature_dim))
 
 
 def save_model(folder: Path, network: EmbeddingNetwork, config: ModelConfig, image_size: int) -> list[str]:
@@ -96,24 +75,25 @@ def load_weights(folder: Path, network: EmbeddingNetwork) -> None:
         raise RunError(f"{folder / WEIGHTS_NAME} does not fit the network: {str(error).splitlines()[0]}") from None
 
 
-def _small_resnet() -> tuple[nn.Module, int]:
+def _small_resnet() -> tuple[Stages, int]:
     """A ResNet of three stages of one basic block, 0.3 million weights, for small images on a CPU.
 
     The stem halves the image at once: that gave the most accuracy for the time (docs/log.md).
     """
-    trunk = nn.Sequential(
+    modules = [
         nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(32),
         nn.ReLU(inplace=True),
         _Block(32, 32, stride=1),
         _Block(32, 64, stride=2),
         _Block(64, 128, stride=2),
-    )
+    ]
+    trunk = Stages(modules, {"conv1": 2, "conv2": 3, "conv3": 4, "conv4": 5})
     _initialise(trunk)
     return trunk, 128
 
 
-def _torchvision_resnet(name: str, stem: str) -> tuple[nn.Module, int]:
+def _torchvision_resnet(name: str, stem: str) -> tuple[Stages, int]:
     from torchvision import models
 
     resnet = getattr(models, name)(weights=None)
@@ -123,7 +103,8 @@ def _torchvision_resnet(name: str, stem: str) -> tuple[nn.Module, int]:
         resnet.maxpool = nn.Identity()
     num_channels: int = resnet.fc.in_features
     children = [module for child, module in resnet.named_children() if child not in ("avgpool", "fc")]
-    return nn.Sequential(*children), num_channels
+    # conv1, bn1, relu, maxpool, layer1 .. layer4
+    return Stages(children, {"conv1": 2, "conv2": 4, "conv3": 5, "conv4": 6, "conv5": 7}), num_channels
 
 
 def _initialise(trunk: nn.Module) -> None:
