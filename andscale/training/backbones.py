@@ -1,4 +1,4 @@
-"""Backbones with an embedding head: images in, unit-length features out."""
+"""The networks by name, and what is kept of them in ``model/``."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from andscale.config import ModelConfig
+from andscale.config import TIMM_PREFIX, ModelConfig
 from andscale.data.augment import PIXEL_MEAN, PIXEL_STD
 from andscale.errors import RunError
-from andscale.training.embedding import EmbeddingNetwork, GlobalMean, Stages
+from andscale.training.alexnet import build_alexnet
+from andscale.training.embedding import EmbeddingNetwork, GlobalMean, Stages, initialise_convolutions
+from andscale.training.timm_backbones import build_timm
 
 __all__ = ["EmbeddingNetwork", "build_backbone", "load_weights", "save_model"]
 
@@ -40,16 +42,29 @@ class _Block(nn.Module):
         return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-def build_backbone(config: ModelConfig, seed: int) -> EmbeddingNetwork:
-    """Build the network with weights that are a function of ``seed`` alone; torch's global generator is kept."""
+def build_backbone(config: ModelConfig, seed: int, image_size: int | None = None) -> EmbeddingNetwork:
+    """Build the network with weights that are a function of ``seed`` alone; torch's global generator is kept.
+
+    Args:
+        config: backbone, stem, D.
+        seed: of the weights.
+        image_size: height and width of the input, pixels, for timm's networks, some of which take one size only;
+            None is their own.
+
+    Raises:
+        UsageError: timm is not installed, has no such network, or it does not take such images.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        match config.backbone:
-            case "small_resnet":
-                trunk, num_channels = _small_resnet()
-            case name:
-                trunk, num_channels = _torchvision_resnet(name, config.stem)
-        return EmbeddingNetwork(trunk, GlobalMean(), nn.Linear(num_channels, config.feature_dim))
+        match config.backbone.removeprefix(TIMM_PREFIX), config.backbone.startswith(TIMM_PREFIX):
+            case name, True:
+                return build_timm(name, config.feature_dim, image_size)
+            case "small_resnet", _:
+                return _embedding(*_small_resnet(), config.feature_dim)
+            case "alexnet", _:
+                return build_alexnet(config.stem, config.feature_dim)
+            case name, _:
+                return _embedding(*_torchvision_resnet(name, config.stem), config.feature_dim)
 
 
 def save_model(folder: Path, network: EmbeddingNetwork, config: ModelConfig, image_size: int) -> list[str]:
@@ -75,6 +90,10 @@ def load_weights(folder: Path, network: EmbeddingNetwork) -> None:
         raise RunError(f"{folder / WEIGHTS_NAME} does not fit the network: {str(error).splitlines()[0]}") from None
 
 
+def _embedding(trunk: Stages, num_channels: int, feature_dim: int) -> EmbeddingNetwork:
+    return EmbeddingNetwork(trunk, GlobalMean(), nn.Linear(num_channels, feature_dim))
+
+
 def _small_resnet() -> tuple[Stages, int]:
     """A ResNet of three stages of one basic block, 0.3 million weights, for small images on a CPU.
 
@@ -89,7 +108,7 @@ def _small_resnet() -> tuple[Stages, int]:
         _Block(64, 128, stride=2),
     ]
     trunk = Stages(modules, {"conv1": 2, "conv2": 3, "conv3": 4, "conv4": 5})
-    _initialise(trunk)
+    initialise_convolutions(trunk)
     return trunk, 128
 
 
@@ -105,9 +124,3 @@ def _torchvision_resnet(name: str, stem: str) -> tuple[Stages, int]:
     children = [module for child, module in resnet.named_children() if child not in ("avgpool", "fc")]
     # conv1, bn1, relu, maxpool, layer1 .. layer4
     return Stages(children, {"conv1": 2, "conv2": 4, "conv3": 5, "conv4": 6, "conv5": 7}), num_channels
-
-
-def _initialise(trunk: nn.Module) -> None:
-    for module in trunk.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
