@@ -37,16 +37,15 @@ def build_alexnet(stem: str, feature_dim: int) -> EmbeddingNetwork:
         feature_dim: D.
     """
     first, grid = ((11, 4, 2), 6) if stem == "imagenet" else ((5, 1, 2), 3)
-    pool = [nn.MaxPool2d(3, 2)]
     modules = [
         *_convolution(3, 96, first),
-        *pool,
+        nn.MaxPool2d(3, 2),
         *_convolution(96, 256, (5, 1, 2)),
-        *pool,
+        nn.MaxPool2d(3, 2),
         *_convolution(256, 384, (3, 1, 1)),
         *_convolution(384, 384, (3, 1, 1)),
         *_convolution(384, 256, (3, 1, 1)),
-        *pool,
+        nn.MaxPool2d(3, 2),
     ]
     trunk = Stages(modules, {"conv1": 2, "conv2": 6, "conv3": 10, "conv4": 13, "conv5": 16})
     initialise_convolutions(trunk)
