@@ -18,6 +18,7 @@ from andscale.training.inputs import RoundInputs
 from andscale.training.memory_bank import MemoryBank, initial_rows, rows_of_rank
 from andscale.training.methods import make_module, random_features
 from andscale.training.step import TrainState, make_optimizer
+from andscale.training.sync_batchnorm import convert_sync_batchnorm
 
 
 def open_reader(record: RunRecord, device: torch.device) -> SplitReader:
@@ -51,10 +52,12 @@ def start(config: RunConfig, round_number: int, inputs: RoundInputs, reader: Spl
         reader: the training split, on the device to train on.
         world: this rank.
     """
-    network = build_backbone(config.model, config.seed)
+    network = build_backbone(config.model, config.seed, config.data.image_size)
     if inputs.model is not None:
         load_weights(inputs.model, network)
     network.to(reader.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.model.sync_batchnorm and world.world_size > 1:
+        convert_sync_batchnorm(network)
     rows = rows_of_rank(reader.num_samples, world.rank, world.world_size)
     if not config.method.trains(round_number):
         values = random_features(network, reader, rows, config.evaluation.batch_size)
