@@ -17,7 +17,7 @@ from andscale.metrics import read_metrics
 from andscale.store import files
 from andscale.store.neighbourhoods import read_table
 from andscale.store.run_record import load_run
-from andscale.training import loop
+from andscale.training import loop, methods
 from andscale.training.inputs import load_inputs
 from ranks import run_ranks
 from tiny_runs import assert_same_state, start_run, trained_state
@@ -127,14 +127,14 @@ def _train_without_batch_norm(world, root):
 
 
 def _train_until_nan(world, root):
-    real = loop.batch_objective
+    real = methods.batch_objective
     calls = []
 
     def broken(features, *rest):
         calls.append(1)
         return real(features * float("nan") if len(calls) == 3 else features, *rest)
 
-    loop.batch_objective = broken
+    methods.batch_objective = broken
     try:
         loop.train_round(root, 0, world)
     except RunError as error:
@@ -260,13 +260,13 @@ def test_the_published_network_trains_too(tmp_path, digits):
 
 
 def _train_with_an_infinite_gradient(world, root):
-    real = loop.batch_objective
+    real = methods.batch_objective
 
     def broken(features, *rest):
         features.register_hook(lambda gradient: gradient * float("inf"))
         return real(features, *rest)
 
-    loop.batch_objective = broken
+    methods.batch_objective = broken
     try:
         loop.train_round(root, 0, world)
     except RunError as error:
