@@ -141,11 +141,17 @@ class SplitReader:
             ids = torch.from_numpy(request.sample_ids).to(self.device)
             yield Batch(request.step, ids, normalise(coloured), request.counts)
 
-    def in_order(self, batch_size: int) -> Iterator[Tensor]:
-        """All images with the evaluation transform, by id: (b, 3, S, S) float32 batches on the device."""
-        starts = range(0, self.num_samples, batch_size)
+    def in_order(self, batch_size: int, rows: range | None = None) -> Iterator[Tensor]:
+        """Images with the evaluation transform, by id: (b, 3, S, S) float32 batches on the device.
+
+        Args:
+            batch_size: the last batch may be smaller.
+            rows: consecutive sample ids; None takes all.
+        """
+        rows = range(self.num_samples) if rows is None else rows
+        starts = range(rows.start, rows.stop, batch_size)
         requests = (
-            _Request(step, np.arange(start, min(start + batch_size, self.num_samples)), None, [])
+            _Request(step, np.arange(start, min(start + batch_size, rows.stop)), None, [])
             for step, start in enumerate(starts)
         )
         for _, images in self._images(requests):
