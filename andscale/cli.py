@@ -95,15 +95,17 @@ def rebuild_index(round_number: RoundOption, run: RunOption = None) -> None:
 
 @app.command("evaluate")
 def evaluate_round(round_number: RoundOption, run: RunOption = None) -> None:
-    """Measure a round's model by weighted kNN on the validation split.
+    """Measure a round's model on the validation split, by weighted kNN and, where the config asks for them, by linear
+    classifiers on its layers; in this process, or on every rank that torchrun starts.
 
     \b
     Example: python jobs/evaluate_round.py --run runs/fashion_mnist_demo --round 0
     """
+    from andscale.distributed import world_from_environment
     from andscale.evaluation.evaluate import evaluate_round as evaluate
     from andscale.orchestration.launch import resolve_run
 
-    evaluate(resolve_run(run), round_number)
+    evaluate(resolve_run(run), round_number, world_from_environment())
 
 
 @app.command("inspect")

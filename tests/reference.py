@@ -67,13 +67,31 @@ def memory_update(memory, ids, features, eta):
     return updated
 
 
-def knn_predict(train, labels, query, k, temperature):
-    """The class with the largest sum of exp(s / temperature) among the k most similar training samples."""
+def knn_classes(train, labels, query, k, temperature):
+    """Classes by the sum of exp(s / temperature) among the k most similar training samples, largest first.
+
+    Among equal similarities the smaller id votes, among equal sums the smaller class comes first.
+    """
     scored = sorted(((-similarity(query, row), i) for i, row in enumerate(train)))[:k]
     votes = {}
     for negative, i in scored:
-        votes[labels[i]] = votes.get(labels[i], 0.0) + math.exp(-negative / temperature)
-    return max(sorted(votes), key=lambda c: votes[c])
+        votes.setdefault(labels[i], []).append(math.exp(-negative / temperature))
+    return sorted(votes, key=lambda c: (-math.fsum(votes[c]), c))
+
+
+def softmax_regression_step(weights, bias, rows, labels):
+    """Mean cross-entropy of softmax(W x + b), and its gradients by W (C, F) and b (C,)."""
+    loss, by_weights, by_bias = 0.0, np.zeros_like(weights), np.zeros_like(bias)
+    for x, label in zip(rows, labels, strict=True):
+        logits = [similarity(w, x) + float(b) for w, b in zip(weights, bias, strict=True)]
+        highest = max(logits)
+        total = math.fsum(math.exp(v - highest) for v in logits)
+        for c, v in enumerate(logits):
+            error = (math.exp(v - highest) / total - (c == label)) / len(rows)
+            by_weights[c] += error * np.asarray(x, float)
+            by_bias[c] += error
+        loss += (math.log(total) + highest - logits[label]) / len(rows)
+    return loss, by_weights, by_bias
 
 
 def unit_rows(rng, n, d, clusters=0, spread=0.3):

@@ -25,8 +25,11 @@ num_epochs = 3
 global_batch_size = 32
 [index]
 check_rows = 50
+[evaluation]
+batch_size = 40
 [resources]
 tasks_per_node = 2
+evaluate_tasks_per_node = 2
 gpus_per_node = 0
 timeout_min = 20
 """

@@ -38,6 +38,8 @@ def run_table(run: Path) -> str:
     """The table that ends a launch: one line a round."""
     records = run_summary(run)
     header = ["round", "anchors", "purity of anchors", "purity of all", "entropy q25/q50/q75", "kNN accuracy"]
+    has_linear = any(r["best_linear"] for r in records)
+    header += ["best linear accuracy"] if has_linear else []
     header += ["index s", "train s", "evaluate s"]
     rows = []
     for r in records:
@@ -50,6 +52,7 @@ def run_table(run: Path) -> str:
                 _number(r["purity_of_all"], ".4f"),
                 "/".join(f"{q:.3f}" for q in quantiles) if quantiles else _ABSENT,
                 _number(r["accuracy"], ".4f"),
+                *([r["best_linear"] or _ABSENT] if has_linear else []),
                 *(_number(r[f"{step}_s"], ".1f") for step in ("index", "train", "evaluate")),
             ]
         )
@@ -86,7 +89,7 @@ def _round_summary(folder: RoundLayout, dataset_root: Path) -> dict[str, Any]:
     summary: dict[str, Any] = dict.fromkeys(
         [
             *("num_anchors", "purity_of_anchors", "purity_of_all", "entropy_quantiles_nats"),
-            *("accuracy", "random_weights_accuracy", "index_s", "train_s", "evaluate_s"),
+            *("accuracy", "random_weights_accuracy", "best_linear", "index_s", "train_s", "evaluate_s"),
         ]
     )
     summary["round"] = folder.number
@@ -105,6 +108,9 @@ def _round_summary(folder: RoundLayout, dataset_root: Path) -> dict[str, Any]:
         evaluation, manifest = read_evaluation(folder.evaluation)
         summary["accuracy"] = evaluation["accuracy"]
         summary["random_weights_accuracy"] = evaluation.get("random_weights_accuracy")
+        if evaluation["linear"]:
+            top1, layer = max((record["top1"], name) for name, record in evaluation["linear"].items())
+            summary["best_linear"] = f"{layer} {top1:.4f}"
         summary["evaluate_s"] = manifest.seconds
     return summary
 

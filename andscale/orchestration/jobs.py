@@ -88,7 +88,7 @@ def run_step(run: Path, step: Step, world: World) -> None:
         case "evaluate":
             from andscale.evaluation.evaluate import evaluate_round
 
-            evaluate_round(run, step.round_number)
+            evaluate_round(run, step.round_number, world)
 
 
 def _die_with_parent() -> None:

@@ -38,6 +38,7 @@ def test_a_whole_run_leaves_every_artefact_complete_and_verified(finished):
             assert manifest.provenance.config_hash == json.loads(layout.record.read_text())["config_hash"]
         assert artifacts.load_manifest(layout.round(number).memory, "memory").num_rows == 301
         assert len(list(layout.round(number).memory.glob("*.parquet"))) == 2, "one file a rank"
+        assert artifacts.load_manifest(layout.round(number).evaluation, "evaluation").figures["world_size"] == 2
     assert "round 0 is complete\nround 1 is complete" in output
     header = next(line for line in output.splitlines() if line.startswith("round  "))
     for column in ("anchors", "purity of anchors", "purity of all", "entropy q25/q50/q75", "kNN accuracy", "train s"):
