@@ -16,26 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from andscale.data.images import decode_rgb, open_rgb, read_image_bytes
 from andscale.data.remote import fetch_if_other, fetch_record
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
 from andscale.store.artifacts import FileRecord, verify_file
 from andscale.store.files import hash_bytes
 from andscale.store.parquet import check_ids, column_to_numpy, open_table
-
-__all__ = [
-    "Catalogue",
-    "PreparedDataset",
-    "SplitRecord",
-    "decode_rgb",
-    "load_catalogue",
-    "open_dataset",
-    "open_rgb",
-    "read_image_bytes",
-    "stream_samples",
-    "verify_dataset",
-]
 
 DATASET_NAME = "dataset.json"
 DATASET_FORMAT = "andscale.dataset"

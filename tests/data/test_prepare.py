@@ -86,7 +86,7 @@ def test_suffixes_follow_the_real_format(tmp_path):
 def test_array_sources_become_lossless_png(tmp_path):
     content = synthetic.fashion_mnist(tmp_path / "idx")
     dataset = prepare("fashion-mnist", tmp_path / "idx", tmp_path / "out", SMALL)
-    from andscale.data.shards import decode_rgb
+    from andscale.data.images import decode_rgb
 
     for image, data in zip(content["train"][0], catalogue_bytes(dataset, "train"), strict=True):
         np.testing.assert_array_equal(decode_rgb(data), np.repeat(image[..., None], 3, axis=2))

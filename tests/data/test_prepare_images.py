@@ -10,8 +10,9 @@ import pytest
 import synthetic_sources as synthetic
 from PIL import Image
 
+from andscale.data.images import decode_rgb
 from andscale.data.prepare import PrepareOptions, prepare
-from andscale.data.shards import decode_rgb, load_catalogue, stream_samples
+from andscale.data.shards import load_catalogue, stream_samples
 from andscale.errors import RunError
 
 ALONE = PrepareOptions(num_workers=1)

@@ -114,7 +114,7 @@ def test_the_accuracy_is_that_of_the_voting_rule(evaluations, trained, digits):
 def _votes(layout, data, memory):
     """Top-1 accuracies at K = 5 and 200 of features that are embedded here, or of a memory against them."""
     config = digits_config(data, **SECTIONS)
-    network = build_backbone(config.model, 0)
+    network = build_backbone(config.model, 0, config.data.image_size)
     load_weights(layout.round(0).model, network)
     network.eval()
     features, labels = {}, {}

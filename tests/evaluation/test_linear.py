@@ -125,7 +125,7 @@ def _digits_task(digits, world, **evaluation):
     augment = {"min_crop_scale": 0.8, "flip_probability": 0.0}
     config = digits_config(digits, data=sections, augment=augment, evaluation=settings)
     readers = {split: SplitReader(digits, split, config.data, torch.device("cpu")) for split in ("train", "val")}
-    return LinearTask(build_backbone(config.model, 0), readers, config, world, 0)
+    return LinearTask(build_backbone(config.model, 0, config.data.image_size), readers, config, world, 0)
 
 
 def test_channels_are_standardised_over_the_first_batches(digits, monkeypatch):
