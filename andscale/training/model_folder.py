@@ -15,7 +15,7 @@ from andscale.store import artifacts
 from andscale.store.run_layout import RoundLayout, RunLayout
 from andscale.training.backbones import WEIGHTS_NAME, EmbeddingNetwork, build_backbone, load_weights
 from andscale.training.inputs import MODEL_KIND
-from andscale.training.model_record import CONFIG_NAME, read_record
+from andscale.training.model_record import CONFIG_NAME, ModelRecord, read_record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,15 +75,23 @@ def load_model(
     Raises:
         UsageError: no model there. RunError: it is damaged.
     """
-    folder = find_model(Path(run_or_folder), round_number)
+    network, record = open_model(Path(run_or_folder), round_number)
+    return network, EvaluationTransform(record.image_size, record.mean, record.std)
+
+
+def open_model(path: Path, round_number: int | None = None) -> tuple[EmbeddingNetwork, ModelRecord]:
+    """The network that ``load_model`` gives, and its record."""
+    folder = find_model(path, round_number)
     record = read_record(folder)
     network = build_backbone(record.model, 0, record.image_size)
     load_weights(folder, network)
-    return network.eval(), EvaluationTransform(record.image_size, record.mean, record.std)
+    return network.eval(), record
 
 
 def find_model(path: Path, round_number: int | None = None) -> Path:
     """The folder that ``load_model`` means, its files verified where a manifest lists them."""
+    if not path.is_dir():
+        raise UsageError(f"there is no folder {path}: name a run, a round's folder, or a model/")
     layout = RunLayout(path)
     if layout.record.is_file():
         numbers = layout.round_numbers() if round_number is None else [round_number]
@@ -99,9 +107,9 @@ def find_model(path: Path, round_number: int | None = None) -> Path:
         raise UsageError(f"{path} is not a run (no run.json in it), so it has no round {round_number} to choose")
     of_round = RoundLayout(path, 0).model
     folder = of_round if of_round.is_dir() else path
-    missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()]
-    if missing:
-        raise UsageError(f"{path} is no run, round or model: {folder / missing[0]} is missing")
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise UsageError(f"{path} is no run, round or model: {folder / name} is missing")
     if artifacts.is_complete(folder):
         artifacts.verify(folder, MODEL_KIND)
     return folder
