@@ -97,9 +97,8 @@ def find_model(path: Path, round_number: int | None = None) -> Path:
         numbers = layout.round_numbers() if round_number is None else [round_number]
         done = [n for n in numbers if artifacts.is_complete(layout.round(n).model)]
         if not done:
-            raise UsageError(
-                f"{path}: {'no round' if round_number is None else f'round {round_number}'} has a model yet"
-            )
+            what = "no round has a model yet" if round_number is None else f"round {round_number} has no model"
+            raise UsageError(f"{path}: {what}")
         folder = layout.round(done[-1]).model
         artifacts.verify(folder, MODEL_KIND)
         return folder
