@@ -75,7 +75,7 @@ class ModelConfig(Section):
     stem: Literal["small", "imagenet"] = "small"
     """``small``: stride 1, for images of about 32 pixels; ``imagenet``: 7x7, stride 2, max-pool (AlexNet: 11x11, stride
     4). Networks of timm have a stem of their own: leave it out."""
-    feature_dim: int = Field(default=128, ge=2)
+    feature_dim: int = Field(default=128, ge=2, le=16384)
     """D, the length of a feature."""
     sync_batchnorm: bool = False
     """Batch norm over the global batch instead of each rank's share of it."""
