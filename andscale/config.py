@@ -5,9 +5,15 @@ change from launch to launch; everything else decides the results, is frozen at 
 """
 
 import json
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+BACKBONES = ("small_resnet", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101")
+TIMM_PREFIX = "timm:"
+_LEAST_IMAGE_SIZE = {("alexnet", "imagenet"): 63, ("alexnet", "small"): 15}
+"""Smaller images leave nothing after the last pooling: 63 -> 15 -> 7 -> 3 -> 1 and 15 -> 7 -> 3 -> 1."""
 
 
 class Section(BaseModel):
@@ -51,16 +57,32 @@ class AugmentConfig(Section):
 class ModelConfig(Section):
     """The backbone and its embedding head."""
 
-    backbone: Literal["small_resnet", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
+    backbone: str = "resnet18"
+    """small_resnet, alexnet, resnet18, resnet34, resnet50, resnet101, or ``timm:NAME``: a network of timm by its name
+    there, never with weights from elsewhere."""
     stem: Literal["small", "imagenet"] = "small"
-    """``small``: 3x3, stride 1, no pooling, for images of about 32 pixels; ``imagenet``: 7x7, stride 2, max-pool."""
+    """``small``: stride 1, for images of about 32 pixels; ``imagenet``: 7x7, stride 2, max-pool (AlexNet: 11x11, stride
+    4). Networks of timm have a stem of their own: leave it out."""
     feature_dim: int = Field(default=128, ge=2)
     """D, the length of a feature."""
+    sync_batchnorm: bool = False
+    """Batch norm over the global batch instead of each rank's share of it."""
+
+    @field_validator("backbone")
+    @classmethod
+    def _backbone_is_known(cls, name: str) -> str:
+        # a name that timm would look up on a server has a colon or a slash in it
+        if name not in BACKBONES and not re.fullmatch(f"{TIMM_PREFIX}[A-Za-z0-9_.]+", name):
+            raise ValueError(f"choose one of {', '.join(map(repr, BACKBONES))}, or '{TIMM_PREFIX}NAME'")
+        return name
 
     @model_validator(mode="after")
-    def _small_network_has_a_small_stem(self) -> "ModelConfig":
-        if self.backbone == "small_resnet" and self.stem != "small":
-            raise ValueError("small_resnet has a small stem only: set model.stem = small")
+    def _stem_fits_the_backbone(self) -> "ModelConfig":
+        if self.stem != "small":
+            if self.backbone == "small_resnet":
+                raise ValueError("small_resnet has a small stem only: set model.stem = small")
+            if self.backbone.startswith(TIMM_PREFIX):
+                raise ValueError(f"{self.backbone} has a stem of its own: leave model.stem out")
         return self
 
 
@@ -199,6 +221,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"optim.global_batch_size = {self.optim.global_batch_size} is too small for {ranks} ranks: it must be "
                 f"at least {4 * ranks - 1}, so that each rank has two samples in every batch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _images_reach_the_last_layer(self) -> "RunConfig":
+        least = _LEAST_IMAGE_SIZE.get((self.model.backbone, self.model.stem), 1)
+        if self.data.image_size < least:
+            raise ValueError(
+                f"data.image_size = {self.data.image_size} is too small for {self.model.backbone} with "
+                f"model.stem = {self.model.stem}: it must be at least {least}"
             )
         return self
 

@@ -100,7 +100,7 @@ def measure(job: Evaluation) -> tuple[dict[str, Any], dict[str, Any]]:
     if reason is not None:
         return result | {"accuracy": None, "reason": reason}, figures
     check_shares(settings, readers["train"].num_samples, job.world)
-    network = build_backbone(config.model, config.seed)
+    network = build_backbone(config.model, config.seed, config.data.image_size)
     network.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if job.folder.number == 0:
         train = embed_training_split(job, network)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from andscale.config import RunConfig
+from andscale.config import TIMM_PREFIX, RunConfig
 from andscale.config_file import apply_overrides, build_config, load_config
 from andscale.errors import RunError, UsageError
 from andscale.orchestration.records import read_job_record
@@ -94,6 +94,7 @@ def open_run(root: Path, request: LaunchRequest) -> RunConfig:
         refuse_foreign(root)
         config = load_config(request.config, list(request.overrides))
         _data_set(config)
+        _check_network(config)
         return config
     record = load_run(root)
     if request.config is not None:
@@ -193,6 +194,14 @@ def _data_set(config: RunConfig) -> tuple[Path, str]:
             f"k must be at most {num_samples - 1}"
         )
     return root, dataset.fingerprint
+
+
+def _check_network(config: RunConfig) -> None:
+    """Raise UsageError when timm lacks the network, or it does not take the images; the config checks our own."""
+    if config.model.backbone.startswith(TIMM_PREFIX):
+        from andscale.training.timm_backbones import check_timm
+
+        check_timm(config.model.backbone.removeprefix(TIMM_PREFIX), config.data.image_size)
 
 
 def _act(layout: RunLayout, steps: list[Step], config: RunConfig, cluster: str) -> None:

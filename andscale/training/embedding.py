@@ -92,3 +92,10 @@ class EmbeddingNetwork(nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         return functional.normalize(self.head(self.pool(x)), dim=1)
+
+
+def initialise_convolutions(module: nn.Module) -> None:
+    """He's initialisation by fan-out for every convolution; other modules keep torch's."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
