@@ -30,13 +30,15 @@ class Section:
 
 
 def sections(*, quick: bool) -> list[Section]:
-    """Parquet beside numpy's files, and approximate discovery beside the exact sweep."""
+    """Parquet beside numpy's files, approximate discovery beside the exact sweep, evaluation beside its parts."""
     rows = ("2000", "3000") if quick else ("320000", "100000")
+    queries = ("2000", "200") if quick else ("60000", "5000")
     return [
         Section("Writing and reading verified features beside numpy's files", "parquet", (rows[0], "128")),
         Section(
             "Approximate discovery beside the exact sweep", "approximate", ("--samples", rows[1], "--repeats", "1")
         ),
+        Section("Weighted kNN and linear classifiers beside their bare parts", "evaluation", queries),
     ]
 
 

@@ -54,8 +54,18 @@ def test_votes_at_a_tiny_temperature_do_not_vanish():
     assert weighted_knn(train, labels, np.float32([[1, 0]]), (2,), 1e-4)[2][0, 0] == 1
 
 
+def _larger_ids_first(queries, train, count):
+    """A search that is right up to ties and rounding, and of ties proposes those that are not wanted."""
+    scores = queries @ train.T
+    rounded = np.round(scores, 6)
+    ids = np.lexsort((-np.arange(len(train)) + np.zeros_like(scores), -rounded), axis=1)[:, :count]
+    return np.take_along_axis(scores, ids, 1), ids
+
+
 @pytest.mark.parametrize("num_copies", [3, 100])
-def test_ties_go_to_the_smaller_id_however_many_there_are(rng, num_copies):
+@pytest.mark.parametrize("search", [knn._search, _larger_ids_first])
+def test_ties_go_to_the_smaller_id_however_many_there_are(rng, monkeypatch, num_copies, search):
+    monkeypatch.setattr(knn, "_search", search)
     distinct = reference.unit_rows(rng, 12, 8)
     copies = np.repeat(distinct, num_copies, axis=0)[rng.permutation(12 * num_copies)]
     queries = np.concatenate([distinct[:4], reference.unit_rows(rng, 4, 8)])

@@ -28,6 +28,14 @@ from tiny_runs import digits_config
 RATE, DECAY = 0.3, 0.01
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("tap", "pooled"),
     [
