@@ -32,6 +32,18 @@ def test_round_0_has_nothing_to_index():
     assert [s.kind for s in steps_of_round(3, AND)] == ["index", "train", "evaluate"]
 
 
+@pytest.mark.parametrize("name", ["instance", "supervised"])
+def test_baselines_that_train_have_no_index_steps_and_wait_for_none(layout, name):
+    method = MethodConfig(name=name)
+    assert [str(s) for s in pending_steps(layout, range(2), method)] == [
+        "train round 0", "evaluate round 0", "train round 1", "evaluate round 1",
+    ]  # fmt: skip
+    for kind in ("train", "evaluate"):
+        _do(layout, Step(kind, 0))
+    assert next_round(layout, method) == 1
+    assert pending_steps(layout, range(1, 2), method) == [Step("train", 1), Step("evaluate", 1)]
+
+
 def test_what_is_next_follows_from_the_disk_alone(layout):
     assert next_round(layout, AND) == 0
     assert pending_steps(layout, range(2), AND) == [*steps_of_round(0, AND), *steps_of_round(1, AND)]
