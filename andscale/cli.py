@@ -145,6 +145,28 @@ def discover(
     print(describe(discover_features(features, out, request), out))
 
 
+@app.command("export")
+def export_onnx(
+    model: Annotated[Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run, a round's folder, or a model/.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .onnx file to write; must not exist.")],
+    round_number: Annotated[
+        int | None, typer.Option("--round", min=0, help="Of a run; the newest with a model by default.")
+    ] = None,
+) -> None:
+    """Write a trained network as ONNX, compared with torch before it appears.
+
+    Input: images (B, 3, S, S) float32, normalised; output: features (B, D), unit length. Mean, std and crop are in the
+    file's metadata.
+
+    \b
+    Example: python tools/export_onnx.py runs/fashion_mnist_demo network.onnx
+    """
+    from andscale.training.onnx_export import export_onnx as export
+
+    difference = export(model, out, round_number)
+    print(f"wrote {out}: onnxruntime and torch differ by at most {difference:.1e} a component")
+
+
 @app.command("prepare")
 def prepare_shards(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Name of a raw data set, see below.")],

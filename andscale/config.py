@@ -5,9 +5,15 @@ change from launch to launch; everything else decides the results, is frozen at 
 """
 
 import json
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+BACKBONES = ("small_resnet", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101")
+TIMM_PREFIX = "timm:"
+_LEAST_IMAGE_SIZE = {("alexnet", "imagenet"): 63, ("alexnet", "small"): 15}
+"""Smaller images leave nothing after the last pooling: 63 -> 15 -> 7 -> 3 -> 1 and 15 -> 7 -> 3 -> 1."""
 
 
 class Section(BaseModel):
@@ -20,7 +26,8 @@ class DataConfig(Section):
     """Which prepared data set is read, and how."""
 
     dataset: str
-    """Folder made by tools/prepare_shards.py; relative paths are taken from where the run is first launched."""
+    """Folder made by tools/prepare_shards.py, relative paths are taken from where the run is first launched; or the
+    URL of such a folder on an HTTP server or object store (http, https, s3, gs, az, abfs)."""
     image_size: int = Field(default=32, ge=4, le=1024)
     """Height and width of the network's input, pixels."""
     max_train_samples: int | None = Field(default=None, ge=2)
@@ -30,8 +37,19 @@ class DataConfig(Section):
     in_memory_bytes: int = Field(default=2 * 1024**3, ge=0)
     """Images of one common size are decoded once and held as uint8 in every rank up to this size; larger splits are
     read from the shards. 0 always reads from the shards."""
-    num_workers: int = Field(default=4, ge=0)
-    """Reading processes a rank, where images are read from the shards."""
+    num_workers: int | None = Field(default=None, ge=0)
+    """Reading and decoding threads a rank, where images are read from the shards; None: as many as the rank has cores.
+    """
+    shuffle: Literal["full", "chunked"] = "full"
+    """Order of an epoch. ``full``: any permutation. ``chunked``: chunks of consecutive samples in random order, mixed
+    over a sliding window of 64 of them, so that disks are read in long pieces; of a URL, chunks are whole shards and
+    the window is 8 of them."""
+    chunk_samples: int = Field(default=128, ge=1)
+    """Samples of a chunk, which is read at once; 64 chunks and a few more are held in memory, by all ranks together."""
+    cache_dir: str | None = None
+    """Where shards of a URL are kept on each node; None: a folder of the user's in the temporary folder."""
+    cache_bytes: int = Field(default=64 * 1024**3, ge=0)
+    """Shards of a URL are kept up to so many bytes a node: all of them with ``full``, 13 with ``chunked``."""
 
 
 class AugmentConfig(Section):
@@ -51,16 +69,32 @@ class AugmentConfig(Section):
 class ModelConfig(Section):
     """The backbone and its embedding head."""
 
-    backbone: Literal["small_resnet", "resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
+    backbone: str = "resnet18"
+    """small_resnet, alexnet, resnet18, resnet34, resnet50, resnet101, or ``timm:NAME``: a network of timm by its name
+    there, never with weights from elsewhere."""
     stem: Literal["small", "imagenet"] = "small"
-    """``small``: 3x3, stride 1, no pooling, for images of about 32 pixels; ``imagenet``: 7x7, stride 2, max-pool."""
+    """``small``: stride 1, for images of about 32 pixels; ``imagenet``: 7x7, stride 2, max-pool (AlexNet: 11x11, stride
+    4). Networks of timm have a stem of their own: leave it out."""
     feature_dim: int = Field(default=128, ge=2)
     """D, the length of a feature."""
+    sync_batchnorm: bool = False
+    """Batch norm over the global batch instead of each rank's share of it."""
+
+    @field_validator("backbone")
+    @classmethod
+    def _backbone_is_known(cls, name: str) -> str:
+        # a name that timm would look up on a server has a colon or a slash in it
+        if name not in BACKBONES and not re.fullmatch(f"{TIMM_PREFIX}[A-Za-z0-9_.]+", name):
+            raise ValueError(f"choose one of {', '.join(map(repr, BACKBONES))}, or '{TIMM_PREFIX}NAME'")
+        return name
 
     @model_validator(mode="after")
-    def _small_network_has_a_small_stem(self) -> "ModelConfig":
-        if self.backbone == "small_resnet" and self.stem != "small":
-            raise ValueError("small_resnet has a small stem only: set model.stem = small")
+    def _stem_fits_the_backbone(self) -> "ModelConfig":
+        if self.stem != "small":
+            if self.backbone == "small_resnet":
+                raise ValueError("small_resnet has a small stem only: set model.stem = small")
+            if self.backbone.startswith(TIMM_PREFIX):
+                raise ValueError(f"{self.backbone} has a stem of its own: leave model.stem out")
         return self
 
 
@@ -184,6 +218,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"optim.global_batch_size = {self.optim.global_batch_size} is too small for {ranks} ranks: it must be "
                 f"at least {4 * ranks - 1}, so that each rank has two samples in every batch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _images_reach_the_last_layer(self) -> "RunConfig":
+        least = _LEAST_IMAGE_SIZE.get((self.model.backbone, self.model.stem), 1)
+        if self.data.image_size < least:
+            raise ValueError(
+                f"data.image_size = {self.data.image_size} is too small for {self.model.backbone} with "
+                f"model.stem = {self.model.stem}: it must be at least {least}"
             )
         return self
 

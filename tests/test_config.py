@@ -31,6 +31,15 @@ def test_the_defaults_are_the_published_settings():
         ({"optim": {"num_epochs": "3"}}, 'optim.num_epochs = "3": Input should be a valid integer'),
         ({"resources": {"tasks_per_node": 33}}, "is too small for 33 ranks: it must be at least 131"),
         ({"data": {}}, "data.dataset is missing"),
+        (
+            {"model": {"backbone": "resnet19"}},
+            "model.backbone = \"resnet19\": choose one of 'small_resnet', 'alexnet',",
+        ),
+        ({"model": {"backbone": "timm:"}}, "or 'timm:NAME'"),
+        ({"model": {"backbone": "timm:hf-hub:timm/resnet18"}}, "or 'timm:NAME'"),
+        ({"model": {"backbone": "timm:resnet18\n"}}, "or 'timm:NAME'"),
+        ({"model": {"backbone": "timm:resnet18", "stem": "imagenet"}}, "timm:resnet18 has a stem of its own"),
+        ({"model": {"backbone": "alexnet", "stem": "imagenet"}}, "data.image_size = 32 is too small for alexnet"),
         ({"storage": {"feature_dtype": "int8"}}, "storage.feature_dtype = \"int8\": Input should be 'float32' or"),
     ],
 )

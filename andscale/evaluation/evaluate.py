@@ -52,7 +52,7 @@ def evaluate_round(run: Path, round_number: int) -> None:
         if reason is not None:
             result |= {"accuracy": None, "reason": reason}
         else:
-            network = build_backbone(config.model, config.seed)
+            network = build_backbone(config.model, config.seed, config.data.image_size)
             if round_number == 0:
                 result["random_weights_accuracy"] = _accuracy(network, readers, config, device)
             load_weights(folder.model, network)

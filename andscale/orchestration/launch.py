@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from andscale.config import RunConfig
+from andscale.config import TIMM_PREFIX, RunConfig
 from andscale.config_file import apply_overrides, build_config, load_config
 from andscale.errors import RunError, UsageError
 from andscale.orchestration.records import read_job_record
 from andscale.orchestration.steps import Step, next_round, pending_steps, prerequisites
-from andscale.store.files import check_writable
+from andscale.store.files import as_place, check_writable
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import create_run, load_run, refuse_foreign, refuse_other_config
 
@@ -94,6 +94,7 @@ def open_run(root: Path, request: LaunchRequest) -> RunConfig:
         refuse_foreign(root)
         config = load_config(request.config, list(request.overrides))
         _data_set(config)
+        _check_network(config)
         return config
     record = load_run(root)
     if request.config is not None:
@@ -176,15 +177,15 @@ def _default_run(config: Path | None) -> Path:
     return resolve_run(None) if config is None else RUNS / config.stem
 
 
-def _data_set(config: RunConfig) -> tuple[Path, str]:
-    """The prepared data set's folder and fingerprint.
+def _data_set(config: RunConfig) -> tuple[Path | str, str]:
+    """The prepared data set's folder or URL, and its fingerprint.
 
     Raises:
         UsageError: it is not one, or it is too small for the config.
     """
     from andscale.data.shards import open_dataset
 
-    root = Path(config.data.dataset)
+    root = as_place(config.data.dataset)
     dataset = open_dataset(root)
     num_samples = min(dataset.splits["train"].num_samples, config.data.max_train_samples or 2**62)
     if config.method.num_neighbours >= num_samples:
@@ -193,6 +194,14 @@ def _data_set(config: RunConfig) -> tuple[Path, str]:
             f"k must be at most {num_samples - 1}"
         )
     return root, dataset.fingerprint
+
+
+def _check_network(config: RunConfig) -> None:
+    """Raise UsageError when timm lacks the network, or it does not take the images; the config checks our own."""
+    if config.model.backbone.startswith(TIMM_PREFIX):
+        from andscale.training.timm_backbones import check_timm
+
+        check_timm(config.model.backbone.removeprefix(TIMM_PREFIX), config.data.image_size)
 
 
 def _act(layout: RunLayout, steps: list[Step], config: RunConfig, cluster: str) -> None:

@@ -254,7 +254,7 @@ def _start(
     num_samples: int,
 ) -> TrainState:
     """The state at the start of a round: from the round before, or new in round 0."""
-    network = build_backbone(config.model, config.seed)
+    network = build_backbone(config.model, config.seed, config.data.image_size)
     if inputs.model is not None:
         load_weights(inputs.model, network)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

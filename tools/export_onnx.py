@@ -1,0 +1,11 @@
+"""A trained network as ONNX, compared with torch."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from andscale.door import open_door
+
+if __name__ == "__main__":
+    open_door("export")
