@@ -39,6 +39,10 @@ def launch_round(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", help="and, or a baseline: instance, supervised, random; short for --set method.name="),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps and scripts, do nothing.")] = False,
 ) -> None:
     """Run rounds: index, train, evaluate. Launching again is safe: what is done is skipped.
@@ -56,7 +60,8 @@ def launch_round(
     asked = parse_rounds(rounds) if rounds is not None else None
     if round_number is not None:
         asked = range(round_number, round_number + 1)
-    launch(LaunchRequest(run, asked, config, tuple(overrides or ()), cluster, dry_run))
+    settings = (*(overrides or ()), *([f"method.name={method}"] if method is not None else []))
+    launch(LaunchRequest(run, asked, config, settings, cluster, dry_run))
 
 
 @app.command("train")

@@ -101,6 +101,12 @@ class ModelConfig(Section):
 class MethodConfig(Section):
     """Anchor Neighbourhood Discovery; the defaults are the published ones."""
 
+    name: Literal["and", "instance", "supervised", "random"] = "and"
+    """``and``: the method. Baselines: ``instance`` trains every round without neighbourhoods (eq 2); ``supervised`` by
+    cross-entropy against the data set's labels; ``random`` leaves the first weights as they are (round 0 only)."""
+    initialisation: Literal["instance", "random"] = "instance"
+    """What round 0 is for ``and``: training by eq 2 (published), or ``random`` weights and a memory of their features.
+    """
     num_rounds: int = Field(default=4, ge=1)
     """R: in round r the floor(N r/R) samples of lowest entropy are anchors (eq 6)."""
     num_neighbours: int = Field(default=1, ge=1)
@@ -110,6 +116,26 @@ class MethodConfig(Section):
     memory_momentum: float = Field(default=0.5, gt=0, le=1)
     """eta: the share of the new feature in the memory update (eq 8)."""
 
+    @model_validator(mode="after")
+    def _only_the_method_can_start_at_random(self) -> "MethodConfig":
+        if self.initialisation == "random" and self.name != "and":
+            raise ValueError(f"initialisation = random belongs to name = and, not to {self.name}")
+        return self
+
+    @property
+    def finds_neighbours(self) -> bool:
+        """Whether rounds after the first begin with an index step."""
+        return self.name == "and"
+
+    @property
+    def last_round(self) -> int:
+        """The last round that there can be."""
+        return 0 if self.name == "random" else self.num_rounds
+
+    def trains(self, round_number: int) -> bool:
+        """Whether a round trains at all, or publishes the first weights."""
+        return round_number > 0 or "random" not in (self.name, self.initialisation)
+
 
 class OptimConfig(Section):
     """SGD with Nesterov momentum and its schedule, which starts anew in every round."""
@@ -118,6 +144,13 @@ class OptimConfig(Section):
     """Epochs a round."""
     global_batch_size: int = Field(default=128, ge=2)
     """Largest number of samples of one step, over all ranks."""
+    accumulation_steps: int = Field(default=1, ge=1)
+    """Parts of a step's batch that go through the network one after the other, for less memory; loss and gradient are
+    those of the whole batch, batch norm's statistics those of each part."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the backbone's products (autocast); weights, features, objective and memory are float32."""
+    compile: bool = False
+    """Whether torch.compile makes kernels for the network; worth it on GPUs, and needs a C++ compiler on CPUs."""
     learning_rate: float = Field(default=0.03, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
@@ -213,11 +246,13 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _batch_reaches_every_rank(self) -> "RunConfig":
         ranks = self.resources.num_nodes * self.resources.tasks_per_node
-        # batches of an epoch are evened out and can be half as large: two samples a rank are left then
-        if self.optim.global_batch_size < 4 * ranks - 1:
+        parts = self.optim.accumulation_steps
+        # batches of an epoch are evened out and can be half as large: two samples a rank and part are left then
+        if self.optim.global_batch_size < 4 * ranks * parts - 1:
+            spread = f"{ranks} ranks" + (f" and optim.accumulation_steps = {parts}" if parts > 1 else "")
             raise ValueError(
-                f"optim.global_batch_size = {self.optim.global_batch_size} is too small for {ranks} ranks: it must be "
-                f"at least {4 * ranks - 1}, so that each rank has two samples in every batch"
+                f"optim.global_batch_size = {self.optim.global_batch_size} is too small for {spread}: it must be at "
+                f"least {4 * ranks * parts - 1}, so that each rank has two samples in every batch"
             )
         return self
 

@@ -94,6 +94,8 @@ LAUNCH = ROOT / "jobs" / "launch_round.py"
         (["--config", "tiny.toml", "--set", "method.temperature=0"], 2, ["method.temperature = 0"]),
         (["--config", "tiny.toml", "--set", "data.dataset=x"], 2, ["x is not a prepared", "prepare_shards.py"]),
         (["--config", "tiny.toml", "--cluster", "moon"], 2, ["choose one of auto, slurm, local"]),
+        (["--config", "tiny.toml", "--method", "moon"], 2, ["method.name", "'supervised' or 'random'"]),
+        (["--config", "tiny.toml", "--method", "random", "--round", "1"], 2, ["there is nothing to train"]),
         (["--config", "tiny.toml", "--round", "1"], 2, ["round 0 has no memory: run --round 0 first"]),
         (["--config", "tiny.toml", "--set", "model.backbone=resnt"], 2, ["model.backbone", "'resnet18'"]),
         (["--config", "tiny.toml", "--set", "model.stem=imagenet"], 2, ["small_resnet has a small stem only"]),

@@ -72,6 +72,18 @@ def test_malformed_overrides_are_refused(override):
         apply_overrides(MINIMAL, [override])
 
 
+def test_what_a_method_cannot_do_is_refused():
+    for section, message in (
+        ({"method": {"name": "instance", "initialisation": "random"}}, "initialisation = random belongs to name = and"),
+        (
+            {"optim": {"accumulation_steps": 4, "global_batch_size": 30}, "resources": {"tasks_per_node": 2}},
+            "too small for 2 ranks and optim.accumulation_steps = 4: it must be at least 31",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message):
+            build_config(MINIMAL | section, "test")
+
+
 def test_differences_are_listed_but_resources_may_differ():
     old = build_config(MINIMAL, "test")
     new = build_config(MINIMAL | {"method": {"num_neighbours": 5}, "resources": {"partition": "gpu"}}, "test")

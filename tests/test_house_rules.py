@@ -63,6 +63,18 @@ def test_imports_point_one_way(path):
             assert part in LIBRARIES[top], f"{path} imports {top}"
 
 
+def test_labels_are_seen_by_the_supervised_baseline_alone():
+    """Nothing else in training or selection may read them."""
+    readers = {
+        path.name
+        for part in ("training", "indexing")
+        for path in (ROOT / "andscale" / part).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "labels"
+    }
+    assert readers == {"supervised.py"}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_importing_does_no_work(path):
     """At module level: definitions, constants, and calls that make constants or types."""

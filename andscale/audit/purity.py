@@ -81,6 +81,8 @@ def inspect_round(run: Path, round_number: int | None) -> dict[str, Any]:
     record, layout = load_run(run), RunLayout(run)
     with_table = [r for r in layout.round_numbers() if artifacts.is_complete(layout.round(r).neighbourhoods)]
     if round_number is None:
+        if not with_table and not record.config.method.finds_neighbours:
+            raise UsageError(f"{run} has no neighbourhoods: method.name = {record.config.method.name} finds none")
         if not with_table:
             raise UsageError(f"{run} has no neighbourhoods yet: run jobs/launch_round.py --round 1 first")
         round_number = with_table[-1]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from andscale.config import TIMM_PREFIX, RunConfig
+from andscale.config import TIMM_PREFIX, MethodConfig, RunConfig
 from andscale.config_file import apply_overrides, build_config, load_config
 from andscale.errors import RunError, UsageError
 from andscale.orchestration.records import read_job_record
@@ -51,15 +51,8 @@ def launch(request: LaunchRequest) -> None:
         raise UsageError(f"{root.resolve()}: the path of a run cannot have '%' or a line break in it")
     config = open_run(root, request)
     layout = RunLayout(root)
-    first = next_round(layout)
-    # with nothing asked for: the next round, or the last one when the curriculum is at its end
-    rounds = request.rounds or range(min(first, config.method.num_rounds), min(first, config.method.num_rounds) + 1)
-    if rounds.stop - 1 > config.method.num_rounds:
-        raise UsageError(
-            f"round {rounds.stop - 1} is outside the curriculum: method.num_rounds = {config.method.num_rounds}, "
-            f"rounds 0 to {config.method.num_rounds}"
-        )
-    steps = pending_steps(layout, rounds)
+    rounds = _rounds(request, next_round(layout, config.method), config.method)
+    steps = pending_steps(layout, rounds, config.method)
     if request.dry_run:
         # the scripts of a Slurm that was asked for can be shown where none answers
         cluster = request.cluster if request.cluster == "slurm" else choose_cluster(request.cluster)
@@ -76,7 +69,7 @@ def launch(request: LaunchRequest) -> None:
                 create_run(root, config, *_data_set(config))
             # another launcher may have been at work until now
             refuse_other_config(root, load_run(root).config, config)
-            _act(layout, pending_steps(layout, rounds), config, cluster)
+            _act(layout, pending_steps(layout, rounds, config.method), config, cluster)
     if cluster != "slurm":
         _report(layout, rounds)
 
@@ -173,6 +166,19 @@ def resolve_run(run: Path | None) -> Path:
     return found[-1].parent
 
 
+def _rounds(request: LaunchRequest, first: int, method: MethodConfig) -> range:
+    """The rounds asked for; with nothing asked for, the next one, or the last one when there are no more."""
+    rounds = request.rounds or range(min(first, method.last_round), min(first, method.last_round) + 1)
+    if rounds.stop - 1 <= method.last_round:
+        return rounds
+    if method.name == "random":
+        raise UsageError(f"method.name = random has no round {rounds.stop - 1}: there is nothing to train")
+    raise UsageError(
+        f"round {rounds.stop - 1} is outside the curriculum: method.num_rounds = {method.num_rounds}, "
+        f"rounds 0 to {method.num_rounds}"
+    )
+
+
 def _default_run(config: Path | None) -> Path:
     return resolve_run(None) if config is None else RUNS / config.stem
 
@@ -193,6 +199,11 @@ def _data_set(config: RunConfig) -> tuple[Path | str, str]:
             f"method.num_neighbours = {config.method.num_neighbours}, but {root} has {num_samples} training images: "
             f"k must be at most {num_samples - 1}"
         )
+    if config.method.name == "supervised":
+        from andscale.data.shards import load_catalogue
+        from andscale.training.supervised import training_labels
+
+        training_labels(load_catalogue(dataset, "train", config.data.max_train_samples))
     return root, dataset.fingerprint
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from andscale.config import MethodConfig
 from andscale.errors import RunError, UsageError
 from andscale.store import artifacts
 from andscale.store.run_layout import RunLayout
@@ -21,9 +22,11 @@ class Step:
         return f"{self.kind} round {self.round_number}"
 
 
-def steps_of_round(round_number: int) -> list[Step]:
-    """The steps of a round in order; round 0 has no neighbourhoods to find."""
-    kinds: tuple[StepKind, ...] = ("index", "train", "evaluate") if round_number else ("train", "evaluate")
+def steps_of_round(round_number: int, method: MethodConfig) -> list[Step]:
+    """The steps of a round in order; round 0 and methods without neighbourhoods have none to find."""
+    kinds: tuple[StepKind, ...] = ("train", "evaluate")
+    if round_number and method.finds_neighbours:
+        kinds = ("index", *kinds)
     return [Step(kind, round_number) for kind in kinds]
 
 
@@ -40,7 +43,7 @@ def outputs(layout: RunLayout, step: Step) -> dict[str, str]:
 
 
 def prerequisites(step: Step) -> list[Step]:
-    """The steps whose artefacts a step reads."""
+    """The steps whose artefacts a step reads, where the method has them."""
     match step.kind:
         case "index":
             return [Step("train", step.round_number - 1)]
@@ -73,24 +76,25 @@ def is_done(layout: RunLayout, step: Step) -> bool:
     return True
 
 
-def next_round(layout: RunLayout) -> int:
+def next_round(layout: RunLayout, method: MethodConfig) -> int:
     """The first round that has a step to do."""
     number = 0
-    while all(is_done(layout, step) for step in steps_of_round(number)):
+    while all(is_done(layout, step) for step in steps_of_round(number, method)):
         number += 1
     return number
 
 
-def pending_steps(layout: RunLayout, rounds: range) -> list[Step]:
+def pending_steps(layout: RunLayout, rounds: range, method: MethodConfig) -> list[Step]:
     """The steps of these rounds that are not done, in order.
 
     Raises:
         UsageError: one of them needs a step that is neither done nor among them.
     """
-    pending = [step for number in rounds for step in steps_of_round(number) if not is_done(layout, step)]
+    pending = [step for number in rounds for step in steps_of_round(number, method) if not is_done(layout, step)]
     for step in pending:
         for needed in prerequisites(step):
-            if needed in pending or is_done(layout, needed):
+            has_it = needed in steps_of_round(needed.round_number, method)
+            if not has_it or needed in pending or is_done(layout, needed):
                 continue
             absent = [name for name in outputs(layout, needed) if not artifacts.is_complete(layout.root / name)]
             what = absent[-1].rpartition("/")[2]

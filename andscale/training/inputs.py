@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from andscale.config import MethodConfig
 from andscale.errors import RunError, UsageError
 from andscale.store import artifacts
 from andscale.store.features import read_features
-from andscale.store.neighbourhoods import read_table
+from andscale.store.neighbourhoods import NeighbourhoodTable, read_table
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import RunRecord
 
@@ -23,6 +24,7 @@ class RoundInputs:
 
     Attributes:
         members: (N, k + 1) int64, ids of S_i: the sample, then its neighbours if it is an anchor; -1 elsewhere.
+            (N, 1), the samples alone, where there are no neighbourhoods.
         memory: (N, D) float32 that the round before left; None in round 0.
         model: the folder of the round before's model; None in round 0.
         provenance: config hash and parents of everything that this round writes.
@@ -34,15 +36,17 @@ class RoundInputs:
     provenance: artifacts.Provenance
 
 
-def check_inputs_exist(layout: RunLayout, round_number: int) -> None:
-    """Raise UsageError unless the round before and this round's neighbourhoods are there."""
+def check_inputs_exist(layout: RunLayout, round_number: int, method: MethodConfig) -> None:
+    """Raise UsageError unless the round before and, with neighbourhoods, this round's are there."""
+    if method.name == "random" and round_number:
+        raise UsageError(f"method.name = random has no round {round_number}: there is nothing to train")
     if round_number == 0:
         return
     before, current = layout.round(round_number - 1), layout.round(round_number)
     for folder, what in ((before.memory, "memory"), (before.model, "model")):
         if not artifacts.is_complete(folder):
             raise UsageError(f"round {before.number} has no {what}: run --round {before.number} first")
-    if not artifacts.is_complete(current.neighbourhoods):
+    if method.finds_neighbours and not artifacts.is_complete(current.neighbourhoods):
         raise UsageError(
             f"round {round_number} has no neighbourhoods: run jobs/rebuild_index.py --round {round_number} first"
         )
@@ -59,29 +63,38 @@ def load_inputs(record: RunRecord, layout: RunLayout, round_number: int, num_sam
     config_hash = record.config.digest()
     if round_number == 0:
         return RoundInputs(itself, None, None, artifacts.Provenance(config_hash, parents))
-    before, current = layout.round(round_number - 1), layout.round(round_number)
+    before = layout.round(round_number - 1)
     memory, memory_manifest = read_features(before.memory)
     model_manifest = artifacts.verify(before.model, MODEL_KIND)
-    table, table_manifest = read_table(current.neighbourhoods)
-    for folder, manifest in (
-        (before.memory, memory_manifest),
-        (before.model, model_manifest),
-        (current.neighbourhoods, table_manifest),
-    ):
-        artifacts.refuse_other_config(folder, manifest, config_hash)
-    memory_name = f"rounds/{before.number:02d}/memory"
-    if table_manifest.provenance.parents.get(memory_name) != memory_manifest.digest:
+    artifacts.refuse_other_config(before.memory, memory_manifest, config_hash)
+    artifacts.refuse_other_config(before.model, model_manifest, config_hash)
+    if len(memory) != num_samples:
+        raise RunError(f"{before.memory} has {len(memory)} samples, the data {num_samples}")
+    parents |= {
+        f"rounds/{before.number:02d}/memory": memory_manifest.digest,
+        f"rounds/{before.number:02d}/model": model_manifest.digest,
+    }
+    members = itself
+    if record.config.method.finds_neighbours:
+        table, digest = _load_table(layout, round_number, memory_manifest.digest, config_hash)
+        if len(table) != num_samples:
+            raise RunError(f"the neighbourhoods of round {round_number} are {len(table)}, the data {num_samples}")
+        neighbours = torch.from_numpy(table.neighbour_ids)
+        members = torch.cat([itself, neighbours.where(torch.from_numpy(table.is_anchor)[:, None], -1)], dim=1)
+        parents[f"rounds/{round_number:02d}/neighbourhoods"] = digest
+    return RoundInputs(members, memory, before.model, artifacts.Provenance(config_hash, parents))
+
+
+def _load_table(
+    layout: RunLayout, round_number: int, memory_digest: str, config_hash: str
+) -> tuple[NeighbourhoodTable, str]:
+    """The neighbourhoods of a round, found in the memory of this digest, and their own digest."""
+    before, current = layout.round(round_number - 1), layout.round(round_number)
+    table, manifest = read_table(current.neighbourhoods)
+    artifacts.refuse_other_config(current.neighbourhoods, manifest, config_hash)
+    if manifest.provenance.parents.get(f"rounds/{before.number:02d}/memory") != memory_digest:
         raise RunError(
             f"{current.neighbourhoods} was not made from {before.memory} as it is now: "
             f"remove {current.root} and run --round {round_number} again"
         )
-    if not len(memory) == len(table) == num_samples:
-        raise RunError(f"{before.memory} has {len(memory)} samples, the table {len(table)}, the data {num_samples}")
-    neighbours = torch.from_numpy(table.neighbour_ids)
-    members = torch.cat([itself, neighbours.where(torch.from_numpy(table.is_anchor)[:, None], -1)], dim=1)
-    parents |= {
-        memory_name: memory_manifest.digest,
-        f"rounds/{before.number:02d}/model": model_manifest.digest,
-        f"rounds/{current.number:02d}/neighbourhoods": table_manifest.digest,
-    }
-    return RoundInputs(members, memory, before.model, artifacts.Provenance(config_hash, parents))
+    return table, manifest.digest

@@ -1,47 +1,29 @@
 """The training job of one round, top to bottom."""
 
 import math
-import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
 from andscale.config import OptimConfig, RunConfig
-from andscale.data.reader import Batch, SplitReader, batch_bounds
-from andscale.data.shards import open_dataset
-from andscale.distributed import World, barrier, process_group
-from andscale.errors import RunError, UsageError
+from andscale.data.reader import SplitReader, batch_bounds
+from andscale.distributed import World, process_group
+from andscale.errors import RunError
 from andscale.metrics import MetricsLog, Progress
 from andscale.store import artifacts
 from andscale.store.features import KIND as MEMORY_KIND
 from andscale.store.run_layout import RoundLayout, RunLayout
-from andscale.store.run_record import RunRecord, load_run
-from andscale.training.backbones import EmbeddingNetwork, build_backbone, load_weights, save_model
-from andscale.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    publish_from_ranks,
-    save_checkpoint,
-    write_memory,
-)
-from andscale.training.inputs import MODEL_KIND, RoundInputs, check_inputs_exist, load_inputs
-from andscale.training.memory_bank import MemoryBank, initial_rows, rows_of_rank
-from andscale.training.objective import batch_objective
-
-
-@dataclass
-class TrainState:
-    """All that training changes."""
-
-    network: EmbeddingNetwork
-    optimizer: torch.optim.Optimizer
-    memory: MemoryBank
-    epoch: int = 0
+from andscale.store.run_record import load_run
+from andscale.training.backbones import save_model
+from andscale.training.checkpoint import load_checkpoint, publish_from_ranks, save_checkpoint, write_memory
+from andscale.training.finite_check import CheckedStep
+from andscale.training.inputs import MODEL_KIND, check_inputs_exist, load_inputs
+from andscale.training.methods import make_loss
+from andscale.training.part_clock import PartClock, describe_fractions
+from andscale.training.start import check_shares, drop_half, open_reader, resume, start
+from andscale.training.step import TrainingStep, TrainState
 
 
 def train_round(run: Path, round_number: int, world: World) -> None:
@@ -49,7 +31,8 @@ def train_round(run: Path, round_number: int, world: World) -> None:
 
     Args:
         run: the run's folder.
-        round_number: r; rounds >= 1 need the memory and model of round r - 1 and the neighbourhoods of round r.
+        round_number: r; rounds >= 1 need the memory and model of round r - 1, and the neighbourhoods of round r where
+            the method has them.
         world: this rank.
 
     Raises:
@@ -57,113 +40,88 @@ def train_round(run: Path, round_number: int, world: World) -> None:
     """
     started = time.monotonic()
     record, layout = load_run(run), RunLayout(run)
-    folder = layout.round(round_number)
+    config, folder = record.config, layout.round(round_number)
     if artifacts.is_complete(folder.memory) and artifacts.is_complete(folder.model):
         if world.is_main:
             print(f"round {round_number} is trained already: {folder.memory}")
         return
-    check_inputs_exist(layout, round_number)
+    check_inputs_exist(layout, round_number, config.method)
+    num_epochs = config.optim.num_epochs if config.method.trains(round_number) else 0
     with process_group(world) as device:
-        reader = _open_reader(record, device)
-        _check_shares(record.config, world, reader.num_samples)
+        reader = open_reader(record, device)
+        check_shares(config, world, reader.num_samples)
         inputs = load_inputs(record, layout, round_number, reader.num_samples)
-        state = _start(record.config, round_number, inputs, world, device, reader.num_samples)
+        state = start(config, round_number, inputs, reader, world)
         inputs = replace(inputs, memory=None)  # this rank's rows are in the state: let go of the others'
-        _resume(state, load_checkpoint(folder.checkpoints, world, inputs.provenance))
-        _drop_half(folder, state, record.config, world)
+        resume(state, load_checkpoint(folder.checkpoints, world, inputs.provenance))
+        drop_half(folder, state.epoch, num_epochs, world)
         if world.is_main:
             print(f"round {round_number}: {world.world_size} ranks, rank 0 on {device}", flush=True)
         log = MetricsLog(folder.metrics, enabled=world.is_main)
         log.drop_after(state.epoch)
-        model = _data_parallel(state.network, world, device)
-        for epoch in range(state.epoch, record.config.optim.num_epochs):
-            figures = train_epoch(model, state, inputs, reader, record.config, (world, round_number, epoch))
+        if state.epoch < num_epochs:
+            step = TrainingStep(state, make_loss(config, inputs.members, state.memory, reader), config, world, device)
+        for epoch in range(state.epoch, num_epochs):
+            figures = train_epoch(step, reader, config, (world, round_number, epoch))
             log.write(round=round_number, epoch=epoch, **figures)
-            save_checkpoint(folder.checkpoints, epoch + 1, _state_of(state), state.memory, world, inputs.provenance)
-        publish_round(folder, state, record.config, world, inputs.provenance, started)
+            state.epoch = epoch + 1
+            save_checkpoint(folder.checkpoints, state.epoch, _state_of(state), state.memory, world, inputs.provenance)
+        publish_round(folder, state, config, world, inputs.provenance, started)
 
 
 def train_epoch(
-    model: nn.Module,
-    state: TrainState,
-    inputs: RoundInputs,
-    reader: SplitReader,
-    config: RunConfig,
-    where: tuple[World, int, int],
+    step: TrainingStep, reader: SplitReader, config: RunConfig, where: tuple[World, int, int]
 ) -> dict[str, Any]:
     """One pass over the training split; returns the epoch's figures.
 
     Args:
-        model: the network, wrapped for DDP where there are several ranks.
-        state: network, optimizer and memory; changed.
-        inputs: members of every sample.
+        step: changes its state.
         reader: the training split.
         config: the run's config.
         where: this rank, round and epoch.
     """
     world, round_number, epoch = where
-    model.train()
-    num_steps = len(batch_bounds(reader.num_samples, config.optim.global_batch_size))
-    loss_sum, wait_s = 0.0, 0.0
-    started = last = time.monotonic()
-    batches = reader.epoch(world, config.augment, config.optim.global_batch_size, (config.seed, round_number, epoch))
+    step.state.module.train()
+    size = config.optim.global_batch_size
+    num_steps = len(batch_bounds(reader.num_samples, size))
+    clock = PartClock(reader.device, num_steps)
+    loss_sum, heard_of = 0.0, 0
+    started = time.monotonic()
     label = f"train round {round_number} epoch {epoch + 1}/{config.optim.num_epochs}"
     with Progress(label, reader.num_samples, "images", enabled=world.is_main) as progress:
-        for batch in batches:
-            wait_s += time.monotonic() - last
+        clock.start(0)
+        for batch in reader.epoch(world, config.augment, size, (config.seed, round_number, epoch)):
+            clock.mark("data_wait")
             rate = learning_rate(config.optim, epoch, batch.step, num_steps)
-            loss = train_step(model, state, inputs.members, batch, config, rate)
-            if not math.isfinite(loss):
-                ids = batch.sample_ids.tolist()
-                raise RunError(
-                    f"round {round_number}, epoch {epoch}, step {batch.step}, rank {world.rank}: the loss or its "
-                    f"gradient is {loss}; sample ids of this rank {ids[:8]}... Lower optim.learning_rate, or look at "
-                    "these images"
-                )
-            loss_sum += loss * sum(batch.counts)
-            progress.advance(sum(batch.counts), note=f"loss {loss_sum / (progress.done + sum(batch.counts)):.4f}")
-            last = time.monotonic()
-    seconds = time.monotonic() - started
+            step(batch, rate, clock)
+            clock.start(batch.step + 1)
+            is_last = batch.step == num_steps - 1
+            for done in _finite_ones(step.check.finished(lag=0 if is_last else None), where):
+                loss_sum, heard_of = loss_sum + done.loss * done.batch_size, heard_of + done.batch_size
+            progress.advance(sum(batch.counts), note=f"loss {loss_sum / heard_of:.4f}" if heard_of else "")
+        seconds, fractions = time.monotonic() - started, clock.fractions()
+        progress.advance(0, note=f"loss {loss_sum / heard_of:.4f}, {describe_fractions(fractions)}")
     return {
         "loss": loss_sum / reader.num_samples,
         "learning_rate": rate,
         "num_steps": num_steps,
         "seconds": round(seconds, 3),
-        "data_wait_s": round(wait_s, 3),
         "images_per_s": round(reader.num_samples / seconds, 1),
+        **fractions,
     }
 
 
-def train_step(
-    model: nn.Module, state: TrainState, members: Tensor, batch: Batch, config: RunConfig, rate: float
-) -> float:
-    """Forward, objective, backward, SGD step, memory update; returns the mean loss of the global batch.
-
-    The optimizer and the memory are left alone when the loss or the gradient is not finite: that number is returned.
-    """
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    images = batch.images.contiguous(memory_format=torch.channels_last)
-    features = model(images)
-    result = batch_objective(
-        features,
-        batch.sample_ids,
-        members[batch.sample_ids.cpu()].to(features.device),
-        state.memory,
-        config.method.temperature,
-        batch.counts,
-    )
-    loss = float(result.mean_loss)  # on a GPU the host waits here
-    if math.isfinite(loss):
-        state.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in state.network.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))  # the same on all ranks: DDP has averaged
-        if not math.isfinite(norm):
-            return norm
-        state.optimizer.step()
-        state.memory.update(result.sample_ids, result.features, config.method.memory_momentum)
-    return loss
+def _finite_ones(steps: Iterable[CheckedStep], where: tuple[World, int, int]) -> Iterator[CheckedStep]:
+    """The steps as they are; RunError at the first that was not finite, which changed nothing, as none after it did."""
+    world, round_number, epoch = where
+    for done in steps:
+        if not done.is_finite:
+            raise RunError(
+                f"round {round_number}, epoch {epoch}, step {done.step}, rank {world.rank}: the loss or its gradient "
+                f"is {done.loss}; sample ids of this rank {done.sample_ids.tolist()[:8]}... Lower optim.learning_rate, "
+                "or look at these images"
+            )
+        yield done
 
 
 def learning_rate(config: OptimConfig, epoch: int, step: int, num_steps: int) -> float:
@@ -197,13 +155,13 @@ def publish_round(
     def write_model(staging: Path) -> list[tuple[str, int | None]]:
         if not world.is_main:
             return []
-        return [(n, None) for n in save_model(staging, state.network, config.model, config.data.image_size)]
+        return [(n, None) for n in save_model(staging, state.module.network, config.model, config.data.image_size)]
 
     def write_rows(staging: Path) -> list[tuple[str, int | None]]:
         return write_memory(staging, state.memory, world, config.storage.feature_dtype)
 
     writers = {MODEL_KIND: (folder.model, write_model), MEMORY_KIND: (folder.memory, write_rows)}
-    figures = {"num_epochs": config.optim.num_epochs, "world_size": world.world_size}
+    figures = {"num_epochs": state.epoch, "world_size": world.world_size}
     for kind, (target, write) in writers.items():
         if not artifacts.is_complete(target):
             publish_from_ranks(
@@ -213,84 +171,5 @@ def publish_round(
             print(f"wrote {target}", flush=True)
 
 
-def _open_reader(record: RunRecord, device: torch.device) -> SplitReader:
-    dataset = open_dataset(record.dataset_root)
-    if dataset.fingerprint != record.dataset_fingerprint:
-        raise RunError(f"{record.dataset_root} is not the data set that this run was started with")
-    return SplitReader(dataset, "train", record.config.data, device, record.config.data.max_train_samples)
-
-
-def _check_shares(config: RunConfig, world: World, num_samples: int) -> None:
-    """Batch norm needs two samples a rank in every batch."""
-    bounds = batch_bounds(num_samples, config.optim.global_batch_size)
-    smallest = min(stop - start for start, stop in bounds)
-    if smallest < 2 * world.world_size:
-        raise UsageError(
-            f"batches of {smallest} samples are too small for {world.world_size} ranks: use fewer ranks, or a larger "
-            "optim.global_batch_size"
-        )
-
-
-def _drop_half(folder: RoundLayout, state: TrainState, config: RunConfig, world: World) -> None:
-    """Remove one of ``model/`` and ``memory/`` when it was published from a state that is lost.
-
-    A job killed between the two publishes the other from its last checkpoint. When that checkpoint is gone, training
-    goes on from an earlier one, and the two would come from different trainings.
-    """
-    if world.is_main and state.epoch < config.optim.num_epochs:
-        for half in (folder.model, folder.memory):
-            if artifacts.is_complete(half):  # anything else is not ours
-                (half / artifacts.MANIFEST_NAME).unlink()
-                shutil.rmtree(half, ignore_errors=True)
-    barrier()
-
-
-def _start(
-    config: RunConfig,
-    round_number: int,
-    inputs: RoundInputs,
-    world: World,
-    device: torch.device,
-    num_samples: int,
-) -> TrainState:
-    """The state at the start of a round: from the round before, or new in round 0."""
-    network = build_backbone(config.model, config.seed, config.data.image_size)
-    if inputs.model is not None:
-        load_weights(inputs.model, network)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rows = rows_of_rank(num_samples, world.rank, world.world_size)
-    if inputs.memory is None:
-        values = initial_rows(rows, config.model.feature_dim, config.seed)
-    else:
-        values = inputs.memory[rows.start : rows.stop]
-    if values.shape[1] != config.model.feature_dim:
-        raise RunError(f"the memory of round {round_number - 1} has D = {values.shape[1]}")
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=config.optim.learning_rate,
-        momentum=config.optim.momentum,
-        weight_decay=config.optim.weight_decay,
-        nesterov=config.optim.momentum > 0,
-    )
-    memory = MemoryBank(world, num_samples, torch.from_numpy(values.copy()).to(device))
-    return TrainState(network, optimizer, memory)
-
-
-def _resume(state: TrainState, checkpoint: Checkpoint | None) -> None:
-    if checkpoint is None:
-        return
-    state.network.load_state_dict(checkpoint.state["model"])
-    state.optimizer.load_state_dict(checkpoint.state["optimizer"])
-    rows = state.memory.rows
-    state.memory.values.copy_(torch.from_numpy(checkpoint.memory[rows.start : rows.stop]))
-    state.epoch = checkpoint.next_epoch
-
-
 def _state_of(state: TrainState) -> dict[str, Any]:
-    return {"model": state.network.state_dict(), "optimizer": state.optimizer.state_dict()}
-
-
-def _data_parallel(network: EmbeddingNetwork, world: World, device: torch.device) -> nn.Module:
-    if world.world_size == 1:
-        return network
-    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    return {"model": state.module.state_dict(), "optimizer": state.optimizer.state_dict()}

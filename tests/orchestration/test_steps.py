@@ -3,10 +3,13 @@ import shutil
 
 import pytest
 
+from andscale.config import MethodConfig
 from andscale.errors import RunError, UsageError
 from andscale.orchestration.steps import Step, is_done, next_round, outputs, parse_rounds, pending_steps, steps_of_round
 from andscale.store import artifacts
 from andscale.store.run_layout import RunLayout
+
+AND = MethodConfig()
 
 
 def _do(layout, step, parents=None):
@@ -25,18 +28,30 @@ def layout(tmp_path):
 
 
 def test_round_0_has_nothing_to_index():
-    assert [s.kind for s in steps_of_round(0)] == ["train", "evaluate"]
-    assert [s.kind for s in steps_of_round(3)] == ["index", "train", "evaluate"]
+    assert [s.kind for s in steps_of_round(0, AND)] == ["train", "evaluate"]
+    assert [s.kind for s in steps_of_round(3, AND)] == ["index", "train", "evaluate"]
+
+
+@pytest.mark.parametrize("name", ["instance", "supervised"])
+def test_baselines_that_train_have_no_index_steps_and_wait_for_none(layout, name):
+    method = MethodConfig(name=name)
+    assert [str(s) for s in pending_steps(layout, range(2), method)] == [
+        "train round 0", "evaluate round 0", "train round 1", "evaluate round 1",
+    ]  # fmt: skip
+    for kind in ("train", "evaluate"):
+        _do(layout, Step(kind, 0))
+    assert next_round(layout, method) == 1
+    assert pending_steps(layout, range(1, 2), method) == [Step("train", 1), Step("evaluate", 1)]
 
 
 def test_what_is_next_follows_from_the_disk_alone(layout):
-    assert next_round(layout) == 0
-    assert pending_steps(layout, range(2)) == [*steps_of_round(0), *steps_of_round(1)]
+    assert next_round(layout, AND) == 0
+    assert pending_steps(layout, range(2), AND) == [*steps_of_round(0, AND), *steps_of_round(1, AND)]
     _do(layout, Step("train", 0))
-    assert pending_steps(layout, range(2)) == [Step("evaluate", 0), *steps_of_round(1)]
+    assert pending_steps(layout, range(2), AND) == [Step("evaluate", 0), *steps_of_round(1, AND)]
     _do(layout, Step("evaluate", 0))
-    assert next_round(layout) == 1
-    assert pending_steps(layout, range(1)) == []
+    assert next_round(layout, AND) == 1
+    assert pending_steps(layout, range(1), AND) == []
 
 
 def test_a_step_of_two_artefacts_is_done_when_both_are(layout):
@@ -47,8 +62,8 @@ def test_a_step_of_two_artefacts_is_done_when_both_are(layout):
 
 def test_a_round_without_its_predecessor_is_refused(layout):
     with pytest.raises(UsageError, match="round 1 has no memory: run --round 1 first"):
-        pending_steps(layout, range(2, 3))
-    assert len(pending_steps(layout, range(3))) == 8
+        pending_steps(layout, range(2, 3), AND)
+    assert len(pending_steps(layout, range(3), AND)) == 8
 
 
 def test_an_artefact_of_another_parent_is_stale(layout):

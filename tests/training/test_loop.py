@@ -17,8 +17,9 @@ from andscale.metrics import read_metrics
 from andscale.store import files
 from andscale.store.neighbourhoods import read_table
 from andscale.store.run_record import load_run
-from andscale.training import loop
+from andscale.training import loop, methods
 from andscale.training.inputs import load_inputs
+from andscale.training.part_clock import PARTS
 from ranks import run_ranks
 from tiny_runs import assert_same_state, start_run, trained_state
 
@@ -65,6 +66,10 @@ def test_a_round_that_was_stopped_ends_bit_for_bit_like_one_that_was_not(tmp_pat
     assert run_ranks(_train, world_size, stopped.root, 0, grouped=False) == ["finished"] * world_size
     assert_same_state(trained_state(whole, 0), trained_state(stopped, 0))
     assert [r["epoch"] for r in read_metrics(stopped.round(0).metrics)] == [0, 1, 2]
+    for record in read_metrics(whole.round(0).metrics):
+        shares = [record[f"{part}_fraction"] for part in PARTS]
+        assert min(shares) > 0
+        assert sum(shares) == pytest.approx(1, abs=1e-3)
     strip = [{k: r[k] for k in ("epoch", "loss", "learning_rate")} for r in read_metrics(whole.round(0).metrics)]
     assert strip == [{k: r[k] for k in strip[0]} for r in read_metrics(stopped.round(0).metrics)]
     assert [p.name for p in sorted(whole.round(0).checkpoints.iterdir())] == ["epoch-0002", "epoch-0003"]
@@ -127,14 +132,14 @@ def _train_without_batch_norm(world, root):
 
 
 def _train_until_nan(world, root):
-    real = loop.batch_objective
+    real = methods.batch_objective
     calls = []
 
     def broken(features, *rest):
         calls.append(1)
         return real(features * float("nan") if len(calls) == 3 else features, *rest)
 
-    loop.batch_objective = broken
+    methods.batch_objective = broken
     try:
         loop.train_round(root, 0, world)
     except RunError as error:
@@ -260,13 +265,13 @@ def test_the_published_network_trains_too(tmp_path, digits):
 
 
 def _train_with_an_infinite_gradient(world, root):
-    real = loop.batch_objective
+    real = methods.batch_objective
 
     def broken(features, *rest):
         features.register_hook(lambda gradient: gradient * float("inf"))
         return real(features, *rest)
 
-    loop.batch_objective = broken
+    methods.batch_objective = broken
     try:
         loop.train_round(root, 0, world)
     except RunError as error:
