@@ -187,13 +187,24 @@ class StorageConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Weighted kNN."""
+    """Weighted kNN of the embedding, and linear classifiers on the layers where they are asked for."""
 
     num_neighbours: int = Field(default=200, ge=1)
-    """K: training samples that vote."""
+    """K: training samples that vote, for the accuracy that stands in tables; K = 1, 5, 20 and 200 are measured too."""
     temperature: float = Field(default=0.07, gt=0)
     """A vote weighs exp(similarity / temperature)."""
+    features: Literal["recomputed", "memory"] = "recomputed"
+    """Of the training samples that vote: embedded anew with the evaluation transform, or the memory that the round
+    left, as the published code has it."""
     batch_size: int = Field(default=500, ge=1)
+    """Images that are embedded at once by one rank."""
+    linear_epochs: int = Field(default=0, ge=0)
+    """Epochs of the linear classifiers on conv1..conv5 and the embedding; 0: none are trained."""
+    linear_batch_size: int = Field(default=256, ge=2)
+    """Largest number of samples of one of their steps, over all ranks."""
+    linear_learning_rate: float = Field(default=0.01, gt=0)
+    """At the start; it falls to zero along a cosine, step by step."""
+    linear_weight_decay: float = Field(default=1e-4, ge=0)
 
 
 class ResourcesConfig(Section):
@@ -207,6 +218,10 @@ class ResourcesConfig(Section):
     """Nodes of an index job."""
     index_tasks_per_node: int = Field(default=1, ge=1)
     """Ranks on each node of an index job; one GPU each where the node has them. On CPUs one rank uses all cores."""
+    evaluate_num_nodes: int = Field(default=1, ge=1)
+    """Nodes of an evaluation job."""
+    evaluate_tasks_per_node: int = Field(default=1, ge=1)
+    """Ranks on each node of an evaluation job; one GPU each where the node has them."""
     gpus_per_node: int | None = Field(default=None, ge=0)
     """None: all GPUs of this machine locally, and on Slurm whatever the partition gives unasked."""
     cpus_per_task: int | None = Field(default=None, ge=1)
@@ -226,7 +241,7 @@ class ResourcesConfig(Section):
             case "index":
                 return self.index_num_nodes, self.index_tasks_per_node
             case _:
-                return 1, 1
+                return self.evaluate_num_nodes, self.evaluate_tasks_per_node
 
 
 class RunConfig(Section):
