@@ -188,8 +188,10 @@ def prepare_shards(
 ) -> None:
     """Turn a raw data set into WebDataset shards with a catalogue; an interrupted run goes on where it was.
 
-    Sources: fashion-mnist, digits, cifar10, cifar100, svhn (a FOLDER with their original files, or a download), and
-    image-folder (FOLDER/train/CLASS/*, FOLDER/val/CLASS/*, or a flat FOLDER without labels).
+    Sources: fashion-mnist, digits, cifar10, cifar100, svhn (a FOLDER with their original files, or a download);
+    imagenet, cub200, dogs (a FOLDER with their original archives, which are read in place, or with what these unpack
+    to); image-folder (FOLDER/train/CLASS/*, FOLDER/val/CLASS/*, or a flat FOLDER without labels). What differs from
+    the published data set is named.
 
     \b
     Example: python tools/prepare_shards.py fashion-mnist data/fashion-mnist

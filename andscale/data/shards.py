@@ -28,7 +28,6 @@ DATASET_FORMAT = "andscale.dataset"
 DATASET_VERSION = 1
 CATALOGUE_KIND = "catalogue"
 SPLITS = ("train", "val")
-_NOT_CONTENT = ("obtained_from", "differences_from_published")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _NUM_HASHING_THREADS = 4
 
@@ -115,7 +114,7 @@ def open_dataset(place: Path | str) -> PreparedDataset:
         raise UsageError(f"{root} is not a prepared data set: make it with tools/prepare_shards.py")
     try:
         splits = {split: _parse_split(path, record["splits"][split]) for split in SPLITS}
-        content = {key: value for key, value in record.items() if key not in _NOT_CONTENT}
+        content = {k: v for k, v in record.items() if k not in ("obtained_from", "differences_from_published")}
         fingerprint = hash_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
         return PreparedDataset(root, str(record["name"]), tuple(record["classes"]), splits, fingerprint, url)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
