@@ -30,7 +30,7 @@ class Section:
 
 
 def sections(*, quick: bool) -> list[Section]:
-    """Parquet beside numpy's files, approximate discovery beside the exact sweep, evaluation beside its parts."""
+    """What is not discovery beside its peers: files, approximate discovery, evaluation, the objective."""
     rows = ("2000", "3000") if quick else ("320000", "100000")
     queries = ("2000", "200") if quick else ("60000", "5000")
     return [
@@ -39,6 +39,7 @@ def sections(*, quick: bool) -> list[Section]:
             "Approximate discovery beside the exact sweep", "approximate", ("--samples", rows[1], "--repeats", "1")
         ),
         Section("Weighted kNN and linear classifiers beside their bare parts", "evaluation", queries),
+        Section("The objective beside dense autograd", "objective", ("--quick",) if quick else ()),
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from andscale.training.attention import PartialAttention, merge_parts, needs_shift
+from andscale.training.attention import PartialAttention, merge_parts, without_needless_shift
 
 MAX_DIM = 128
 """Longest feature whose sums fit a block's registers."""
@@ -87,11 +87,7 @@ def attend_with_kernel(
             GROUP=tiling.group, BF16=bfloat16,
             num_warps=tiling.num_warps, num_stages=tiling.num_stages,
         )  # fmt: skip
-    merged = merge_parts(sums, shifts / _LOG2_E)
-    if needs_shift(temperature):
-        return merged
-    assert merged.shift is not None
-    return PartialAttention(merged.sums * torch.exp(merged.shift)[:, None], None)
+    return without_needless_shift(merge_parts(sums, shifts / _LOG2_E), temperature)
 
 
 def _programs_at_once(device: torch.device) -> int:

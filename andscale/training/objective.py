@@ -23,7 +23,15 @@ from torch import Tensor
 
 from andscale.config import MethodConfig
 from andscale.distributed import all_gather_rows, all_reduce_max, all_reduce_sum
-from andscale.training.attention import NO_SHIFT, PartialAttention, attend_rows, merge_parts, needs_shift, rounded
+from andscale.training.attention import (
+    NO_SHIFT,
+    PartialAttention,
+    attend_nothing,
+    attend_rows,
+    merge_parts,
+    needs_shift,
+    rounded,
+)
 from andscale.training.memory_bank import MemoryBank
 from andscale.training.sampled_rows import draw_rows
 
@@ -157,7 +165,7 @@ def attend_members(
         score_dtype: as for ``attend_rows``, so that a member weighs the same in both.
     """
     if not len(memory.values):
-        return _attend_nothing(features, temperature)
+        return attend_nothing(features, temperature)
     positions, here = memory.locate(members)
     rows = rounded(memory.values[positions], score_dtype)  # (B, k + 1, D)
     scores = torch.bmm(rows, rounded(features, score_dtype)[:, :, None])[..., 0] / temperature
@@ -188,7 +196,7 @@ def attend_sampled(
     ids, sizes = draw_rows(memory.num_samples, num_strata, options.key)
     first, last = ids.searchsorted([memory.rows.start, memory.rows.stop])
     if first == last:
-        return _attend_nothing(features, temperature)
+        return attend_nothing(features, temperature)
     drawn = torch.from_numpy(ids[first:last]).to(features.device)
     rows = rounded(memory.values[drawn - memory.rows.start], options.score_dtype)
     scores = rounded(features, options.score_dtype) / temperature @ rows.T
@@ -239,11 +247,6 @@ def _add(*parts: PartialAttention) -> PartialAttention:
     """Attention over different rows of this rank together."""
     sums, shifts = torch.stack([part.sums for part in parts]), [p.shift for p in parts if p.shift is not None]
     return merge_parts(sums, torch.stack(shifts) if shifts else None)
-
-
-def _attend_nothing(features: Tensor, temperature: float) -> PartialAttention:
-    sums = features.new_zeros((len(features), 1 + features.shape[1]))
-    return PartialAttention(sums, features.new_full((len(features),), NO_SHIFT) if needs_shift(temperature) else None)
 
 
 def _shift(scores: Tensor, temperature: float) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 
 import reference
 from andscale.training import attention
-from andscale.training.attention import attend_rows, attend_with_torch
+from andscale.training.attention import attend_in_tiles, attend_rows, attend_with_flash
 from andscale.training.gpu_attention import Tiling, attend_with_kernel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -40,27 +40,30 @@ def _assert_right(part, features, rows, tau, tolerance=3e-7):
     logits = features.double() @ rows.double().T / tau
     lse, mean = _finished(part)
     assert (part.shift is None) == (tau >= 0.02)
-    torch.testing.assert_close(lse, torch.logsumexp(logits, 1), rtol=0, atol=tolerance / tau)
+    # a similarity is a float32, and so is the log-sum-exp
+    torch.testing.assert_close(lse, torch.logsumexp(logits, 1), rtol=1e-7, atol=tolerance / tau)
     torch.testing.assert_close(mean, logits.softmax(1) @ rows.double(), rtol=0, atol=tolerance * max(1, 1 / tau))
 
 
+@pytest.mark.parametrize("attend", [attend_with_flash, attend_in_tiles])
 @pytest.mark.parametrize("tau", TEMPERATURES)
 @pytest.mark.parametrize(
     ("batch", "num_rows", "dim", "num_threads"), [(1, 1, 2, 1), (3, 5, 16, 4), (128, 143, 16, 1), (300, 2001, 128, 3)]
 )
-def test_attention_in_torch_equals_float64(rng, batch, num_rows, dim, num_threads, tau, monkeypatch):
+def test_attention_in_torch_equals_float64(rng, batch, num_rows, dim, num_threads, tau, attend, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     features, rows = _problem(rng, batch, num_rows, dim)
-    _assert_right(attend_rows(features, rows, tau), features, rows, tau)
+    _assert_right(attend(features, rows, tau), features, rows, tau)
 
 
+@pytest.mark.parametrize("attend", [attend_with_flash, attend_in_tiles])
 @pytest.mark.parametrize("tau", [0.01, 0.1])
-def test_attention_in_torch_does_not_depend_on_tiles_and_chunks(rng, tau, monkeypatch):
+def test_attention_in_torch_does_not_depend_on_tiles_and_chunks(rng, tau, attend, monkeypatch):
     features, rows = _problem(rng, 20, 1000, 8)
-    whole = _finished(attend_with_torch(features, rows, tau))
+    whole = _finished(attend(features, rows, tau))
     monkeypatch.setattr(attention, "_TILE_SCORES", 20 * 7)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # chunks of 333 rows, and one row left
-    for found, expected in zip(_finished(attend_with_torch(features, rows, tau)), whole, strict=True):
+    for found, expected in zip(_finished(attend(features, rows, tau)), whole, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -84,11 +87,12 @@ def test_no_rows_at_all_are_a_part_that_adds_nothing(rng, tau):
     torch.testing.assert_close(merged.sums, some.sums)
 
 
-def test_the_largest_and_smallest_exponents_without_shift_are_float32():
+@pytest.mark.parametrize("attend", [attend_with_flash, attend_in_tiles])
+def test_the_largest_and_smallest_exponents_without_shift_are_float32(attend):
     features = torch.tensor([[1.0, 0.0]])
     rows = torch.tensor([[1.0, 0.0]]).repeat(3000, 1)  # equal terms round alike: no sum is less exact
     for sign in (1, -1):
-        lse, mean = _finished(attend_rows(features, sign * rows, 0.02))
+        lse, mean = _finished(attend(features, sign * rows, 0.02))
         assert float(lse) == pytest.approx(sign * 50 + np.log(3000), abs=2e-5)
         assert float(mean[0, 0]) == pytest.approx(sign, abs=2e-5)
 
