@@ -30,13 +30,14 @@ class Section:
 
 
 def sections(*, quick: bool) -> list[Section]:
-    """Parquet beside numpy's files, and approximate discovery beside the exact sweep."""
-    rows = ("2000", "3000") if quick else ("320000", "100000")
+    """Parquet beside numpy's files, approximate discovery beside the exact sweep, images beside torchvision."""
+    rows = ("2000", "3000", "400") if quick else ("320000", "100000", "2000")
     return [
         Section("Writing and reading verified features beside numpy's files", "parquet", (rows[0], "128")),
         Section(
             "Approximate discovery beside the exact sweep", "approximate", ("--samples", rows[1], "--repeats", "1")
         ),
+        Section("Images to the network's input beside torchvision", "images", ("--images", rows[2])),
     ]
 
 

@@ -22,7 +22,7 @@ from andscale.store.files import hash_bytes, hash_file
 PROTOCOLS = ("http", "https", "s3", "gs", "az", "abfs")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 # neither a chain of file systems ("::"), nor a name and password, nor a query that a shard's name could not follow
-_PLAIN_URL = re.compile(r"([a-z0-9]+)://[A-Za-z0-9.\-_:\[\]]+(/[A-Za-z0-9.\-_~%+/]*)?")
+_PLAIN_URL = re.compile(r"([a-z0-9]+)://[A-Za-z0-9.\-_:]+(/[A-Za-z0-9.\-_~%+/]*)?")
 _ATTEMPTS = 4
 _PAUSE_S = 1.0
 """Before the second attempt; doubled before each further one."""
