@@ -30,8 +30,8 @@ class Section:
 
 
 def sections(*, quick: bool) -> list[Section]:
-    """What is not discovery beside its peers: files, approximate discovery, evaluation, the objective."""
-    rows = ("2000", "3000") if quick else ("320000", "100000")
+    """What is not discovery beside its peers: files, approximate discovery, evaluation, objective, images."""
+    rows = ("2000", "3000", "400") if quick else ("320000", "100000", "2000")
     queries = ("2000", "200") if quick else ("60000", "5000")
     return [
         Section("Writing and reading verified features beside numpy's files", "parquet", (rows[0], "128")),
@@ -40,6 +40,7 @@ def sections(*, quick: bool) -> list[Section]:
         ),
         Section("Weighted kNN and linear classifiers beside their bare parts", "evaluation", queries),
         Section("The objective beside dense autograd", "objective", ("--quick",) if quick else ()),
+        Section("Images to the network's input beside torchvision", "images", ("--images", rows[2])),
     ]
 
 

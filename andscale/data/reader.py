@@ -110,14 +110,14 @@ class SplitReader:
         record = dataset.splits[split]
         size = record.uniform_size
         is_held = size is not None and self.num_samples * 3 * size[0] * size[1] <= config.in_memory_bytes
-        self._source = open_source(dataset, record, self.catalogue, config, read_once=is_held)
+        self.source = open_source(dataset, record, self.catalogue, config, read_once=is_held)
         self._held: Tensor | None = None
         if is_held:
             assert size is not None
             if not dataset.url:
                 for shard in record.shards[: int(self.catalogue.shard_numbers[-1]) + 1]:
                     verify_file(dataset.root / shard.name, shard.bytes, shard.blake3)
-            self._held = torch.from_numpy(self._source.decode_all(size, f"decode {split}")).to(device)
+            self._held = torch.from_numpy(self.source.decode_all(size, f"decode {split}")).to(device)
 
     @property
     def is_in_memory(self) -> bool:
@@ -135,7 +135,7 @@ class SplitReader:
             global_batch_size: B over all ranks, at least twice the world size.
             key: (seed, round, epoch).
         """
-        order = self._order(key)
+        order = self.order(key)
         shares = []
         for start, stop in batch_bounds(self.num_samples, global_batch_size):
             counts = rank_counts(stop - start, world.world_size)
@@ -167,10 +167,11 @@ class SplitReader:
         for _, images in self._images(requests, ids):
             yield images
 
-    def _order(self, key: tuple[int, int, int]) -> np.ndarray:
+    def order(self, key: tuple[int, int, int]) -> np.ndarray:
+        """The sample ids of a whole epoch in the order of reading, (N,) int64; ``key`` is (seed, round, epoch)."""
         if self.config.shuffle == "full":
             return epoch_order(self.num_samples, *key)
-        return chunked_order(self._source.cuts, self._source.window, key)
+        return chunked_order(self.source.cuts, self.source.window, key)
 
     def _images(self, requests: Iterator[_Request], sample_ids: np.ndarray) -> Iterator[tuple[_Request, Tensor]]:
         """The network's input for each request: (b, 3, S, S) float32 on the device.
@@ -220,7 +221,7 @@ class SplitReader:
         """Images read and decoded by threads, some batches ahead: (b, S, S, 3), float32 ready for the network, or
         uint8 crops where the device does the colours.
         """
-        plan, place = self._source.plan(sample_ids), 0
+        plan, place = self.source.plan(sample_ids), 0
         ahead: deque[tuple[_Request, Tensor, list[Future[None]]]] = deque()
         try:
             for request in requests:
@@ -256,14 +257,14 @@ class SplitReader:
         part = request[rows]
         encoded, sizes = [], []
         for sample_id in part.sample_ids.tolist():
-            with self._source.named(sample_id):
+            with self.source.named(sample_id):
                 encoded.append(plan.take(sample_id))
                 sizes.append(image_size(encoded[-1]))
         boxes, flips = part.crops(np.array(sizes).T, self.config.image_size)
         jitter, orders, is_gray = colours_of(None if self._finish_on_device else part.draw, len(encoded))
         for row, sample_id in enumerate(part.sample_ids.tolist()):
             crop, colours = (boxes[row], flips[row]), (jitter[row], orders[row], is_gray[row])
-            with self._source.named(sample_id):
+            with self.source.named(sample_id):
                 decode_and_transform(encoded[row], sizes[row], crop, colours, out[rows.start + row])
 
     @cached_property

@@ -68,7 +68,7 @@ def test_a_url_gives_what_the_folder_gives_and_each_shard_is_fetched_once(served
 def test_bytes_are_those_of_the_folder(served, small_shards):
     far, near = reader(served.url), reader(small_shards.root)
     ids = np.arange(1437)
-    plans = far._source.plan(ids), near._source.plan(ids)
+    plans = far.source.plan(ids), near.source.plan(ids)
     for sample_id in ids.tolist():
         plans[0].prepare(sample_id)
         assert plans[0].take(sample_id) == plans[1].take(sample_id)
