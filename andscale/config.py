@@ -115,6 +115,14 @@ class MethodConfig(Section):
     """tau of p_ij (eq 2)."""
     memory_momentum: float = Field(default=0.5, gt=0, le=1)
     """eta: the share of the new feature in the memory update (eq 8)."""
+    objective: Literal["exact", "sampled"] = "exact"
+    """``exact``: p_ij over all N samples, at any N; ``sampled``: the sum over samples is estimated from
+    ``num_negatives`` of them, drawn anew in every step, for 100 million samples and more."""
+    num_negatives: int = Field(default=65_536, ge=1)
+    """m of the sampled objective; with m >= N it is the exact one."""
+    score_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of features and memory rows in the products of the objective, whose sums are float32. ``bfloat16``: faster on
+    GPUs, a loss within 2^-6 / temperature; on CPUs the same numbers in more time."""
 
     @model_validator(mode="after")
     def _only_the_method_can_start_at_random(self) -> "MethodConfig":

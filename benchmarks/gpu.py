@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from andscale.indexing.exact import Discovery, Request, discover
-from benchmarks import table
+from benchmarks import objective, table
 from benchmarks.bench import DIM, TAU, Settings, sampled_truth, say
 from benchmarks.data import clustered_unit_vectors
 from benchmarks.device_peers import bare_gemm, original_algorithm, torch_topk
@@ -29,6 +29,9 @@ SIZES = (60_000, 1_281_167)
 _BLOCK_BYTES = 1 << 30
 _TILE = 8192
 _LONG_S = 20.0
+_BATCH = 256
+_MOST_STEP_MS = 1.5
+"""Of an H100."""
 
 Answer = tuple[Any, Any]
 
@@ -69,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nThe parts of a rebuild job, N = {size:,}\n")
         print(markdown(["part", "seconds"], [[name, table.seconds(seconds)] for name, seconds in parts.items()]))
         record[size] = {"comparison": rows, "rebuild_s": parts}
+    print(f"\nLoss, gradient and memory update of a step, B = {_BATCH}, N = {SIZES[-1]:,}\n")
+    print(objective.device_report(device, _BATCH, SIZES[-1], _MOST_STEP_MS))
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -30,13 +30,14 @@ class Section:
 
 
 def sections(*, quick: bool) -> list[Section]:
-    """Parquet beside numpy's files, and approximate discovery beside the exact sweep."""
+    """Parquet beside numpy's files, approximate discovery beside the exact sweep, the objective beside autograd."""
     rows = ("2000", "3000") if quick else ("320000", "100000")
     return [
         Section("Writing and reading verified features beside numpy's files", "parquet", (rows[0], "128")),
         Section(
             "Approximate discovery beside the exact sweep", "approximate", ("--samples", rows[1], "--repeats", "1")
         ),
+        Section("The objective beside dense autograd", "objective", ("--quick",) if quick else ()),
     ]
 
 

@@ -95,11 +95,11 @@ def _function(peer: str, num_rows: int) -> Iterator[Callable[[np.ndarray, int, f
 
 
 def _measure(function: Callable[[np.ndarray, int, float], Answer], features: np.ndarray, call: Call) -> dict[str, Any]:
-    base = _reset_peak()
+    base = reset_peak()
     started = time.perf_counter()
     ids, entropies = function(features, call.k, call.tau)
     seconds = time.perf_counter() - started
-    peak = _status_bytes("VmHWM")
+    peak = status_bytes("VmHWM")
     rows = list(call.rows)
     return {
         "seconds": seconds,
@@ -109,16 +109,17 @@ def _measure(function: Callable[[np.ndarray, int, float], Answer], features: np.
     }
 
 
-def _reset_peak() -> int | None:
+def reset_peak() -> int | None:
     """What lies in memory now; its peak starts from here. None where the kernel does not say or cannot forget."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
-    return _status_bytes("VmRSS")
+    return status_bytes("VmRSS")
 
 
-def _status_bytes(name: str) -> int | None:
+def status_bytes(name: str) -> int | None:
+    """A size from this process's status, such as VmHWM, its peak; None where there is none."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

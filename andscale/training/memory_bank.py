@@ -79,6 +79,7 @@ class MemoryBank:
             momentum: eta in (0, 1].
         """
         positions, here = self.locate(sample_ids)
-        positions, features = positions[here], features[here]
+        if len(self.rows) < self.num_samples:
+            positions, features = positions[here], features[here]  # on a GPU the host waits here
         moved = torch.lerp(self.values[positions], features, momentum)
         self.values[positions] = functional.normalize(moved, dim=1)
