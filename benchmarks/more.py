@@ -30,7 +30,9 @@ class Section:
 
 
 def sections(*, quick: bool) -> list[Section]:
-    """Parquet beside numpy's files, approximate discovery beside the exact sweep, the objective beside autograd."""
+    """Parquet beside numpy's files, approximate discovery beside the exact sweep, the objective beside autograd,
+    the training job beside its network.
+    """
     rows = ("2000", "3000") if quick else ("320000", "100000")
     return [
         Section("Writing and reading verified features beside numpy's files", "parquet", (rows[0], "128")),
@@ -38,6 +40,11 @@ def sections(*, quick: bool) -> list[Section]:
             "Approximate discovery beside the exact sweep", "approximate", ("--samples", rows[1], "--repeats", "1")
         ),
         Section("The objective beside dense autograd", "objective", ("--quick",) if quick else ()),
+        Section(
+            "The training job beside the bare network",
+            "step",
+            ("--images", "600", "--turns", "1") if quick else ("--turns", "4"),
+        ),
     ]
 
 
