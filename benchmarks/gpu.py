@@ -20,6 +20,7 @@ from benchmarks import objective, table
 from benchmarks.bench import DIM, TAU, Settings, sampled_truth, say
 from benchmarks.data import clustered_unit_vectors
 from benchmarks.device_peers import bare_gemm, original_algorithm, torch_topk
+from benchmarks.gpu_step import NUM_IMAGES, step_table
 from benchmarks.peers import without_self
 from benchmarks.rebuild_parts import measure_parts
 from benchmarks.table import NOT_KNOWN, markdown, number
@@ -74,6 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
         record[size] = {"comparison": rows, "rebuild_s": parts}
     print(f"\nLoss, gradient and memory update of a step, B = {_BATCH}, N = {SIZES[-1]:,}\n")
     print(objective.device_report(device, _BATCH, SIZES[-1], _MOST_STEP_MS))
+    print(f"\nThe training job beside the bare network, {NUM_IMAGES:,} images held in memory\n")
+    with tempfile.TemporaryDirectory(prefix="andscale-bench-") as folder:
+        print(step_table(Path(folder), device))
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0

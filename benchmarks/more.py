@@ -30,7 +30,7 @@ class Section:
 
 
 def sections(*, quick: bool) -> list[Section]:
-    """What is not discovery beside its peers: files, approximate discovery, evaluation, objective, images."""
+    """What is not discovery beside its peers: files, approximate discovery, evaluation, objective, images, step."""
     rows = ("2000", "3000", "400") if quick else ("320000", "100000", "2000")
     queries = ("2000", "200") if quick else ("60000", "5000")
     return [
@@ -41,6 +41,11 @@ def sections(*, quick: bool) -> list[Section]:
         Section("Weighted kNN and linear classifiers beside their bare parts", "evaluation", queries),
         Section("The objective beside dense autograd", "objective", ("--quick",) if quick else ()),
         Section("Images to the network's input beside torchvision", "images", ("--images", rows[2])),
+        Section(
+            "The training job beside the bare network",
+            "step",
+            ("--images", "600", "--turns", "1") if quick else ("--turns", "4"),
+        ),
     ]
 
 

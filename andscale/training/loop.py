@@ -93,7 +93,7 @@ def train_epoch(
         for batch in reader.epoch(world, config.augment, size, (config.seed, round_number, epoch)):
             clock.mark("data_wait")
             rate = learning_rate(config.optim, epoch, batch.step, num_steps)
-            step(batch, rate, clock)
+            step(batch, (round_number, epoch), rate, clock)
             clock.start(batch.step + 1)
             is_last = batch.step == num_steps - 1
             for done in _finite_ones(step.check.finished(lag=0 if is_last else None), where):

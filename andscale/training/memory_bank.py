@@ -68,7 +68,7 @@ class MemoryBank:
         return torch.where(here, sample_ids - self.rows.start, 0), here
 
     @torch.no_grad()
-    def update(self, sample_ids: Tensor, features: Tensor, momentum: float) -> None:
+    def update(self, sample_ids: Tensor, features: Tensor, momentum: float, admitted: Tensor | None = None) -> None:
         """Move the rows of a batch towards its features (eq 8).
 
             m_i <- (1 - eta) m_i + eta x_i,  then back to unit length
@@ -77,9 +77,17 @@ class MemoryBank:
             sample_ids: (B,) int64, the global batch, no id twice; rows of other ranks are left alone.
             features: (B, D) float32, unit length.
             momentum: eta in (0, 1].
+            admitted: () bool on the device, false where nothing may change; None: true.
         """
+        if not len(self.rows):
+            return
         positions, here = self.locate(sample_ids)
-        if len(self.rows) < self.num_samples:
-            positions, features = positions[here], features[here]  # on a GPU the host waits here
-        moved = torch.lerp(self.values[positions], features, momentum)
-        self.values[positions] = functional.normalize(moved, dim=1)
+        kept = self.values[positions]
+        moved = functional.normalize(torch.lerp(kept, features, momentum), dim=1)
+        written = torch.where((here if admitted is None else here & admitted)[:, None], moved, kept)
+        # samples of other ranks write what row 0 was; row 0 is written last, as itself: no list of who is here, for
+        # which the host would wait
+        first = here & (positions == 0)
+        row = torch.where(first.any(), written[first.int().argmax()], self.values[0])
+        self.values[positions] = written
+        self.values[0] = row

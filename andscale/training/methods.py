@@ -10,7 +10,7 @@ from andscale.config import MethodConfig, RunConfig
 from andscale.data.reader import Batch, SplitReader
 from andscale.training.embedding import EmbeddingNetwork
 from andscale.training.memory_bank import MemoryBank
-from andscale.training.objective import ObjectiveResult, batch_objective
+from andscale.training.objective import ObjectiveOptions, ObjectiveResult, batch_objective
 from andscale.training.step import BatchLoss, TrainedModule
 
 
@@ -22,16 +22,23 @@ class NeighbourhoodLoss:
         members: (N, k + 1) int64 on the device, see RoundInputs.
         memory: this rank's rows.
         config: of the method.
+        options: how the objective is computed; a step adds its key.
     """
 
     members: Tensor
     memory: MemoryBank
     config: MethodConfig
+    options: ObjectiveOptions
 
-    def __call__(self, outputs: Any, batch: Batch) -> ObjectiveResult:
+    def __call__(self, outputs: Any, batch: Batch, where: tuple[int, int]) -> ObjectiveResult:
         """(b, D) features of a batch -> its loss."""
         members = self.members[batch.sample_ids]
-        return batch_objective(outputs, batch.sample_ids, members, self.memory, self.config.temperature, batch.counts)
+        # the parts of a step's batch share its key: they draw the same rows
+        options = self.options.at(*where, batch.step)
+        temperature = self.config.temperature
+        return batch_objective(
+            outputs, batch.sample_ids, members, self.memory, temperature, batch.counts, options=options
+        )
 
 
 def make_module(network: EmbeddingNetwork, config: RunConfig, reader: SplitReader) -> TrainedModule:
@@ -49,7 +56,8 @@ def make_loss(config: RunConfig, members: Tensor, memory: MemoryBank, reader: Sp
         from andscale.training.supervised import SupervisedLoss, training_labels
 
         return SupervisedLoss(torch.from_numpy(training_labels(reader.catalogue)).to(reader.device))
-    return NeighbourhoodLoss(members.to(reader.device), memory, config.method)
+    options = ObjectiveOptions.from_config(config.method, config.seed)
+    return NeighbourhoodLoss(members.to(reader.device), memory, config.method, options)
 
 
 @torch.inference_mode()

@@ -21,8 +21,8 @@ from andscale.training.part_clock import PartClock
 
 _BUCKET_MB = 25
 
-BatchLoss = Callable[[Any, Batch], ObjectiveResult]
-"""(what the trained module gave, the batch) -> loss and gathered features; see methods.py."""
+BatchLoss = Callable[[Any, Batch, tuple[int, int]], ObjectiveResult]
+"""(what the trained module gave, the batch, its round and epoch) -> loss and gathered features; see methods.py."""
 
 
 @dataclass
@@ -83,11 +83,12 @@ class TrainingStep:
         self._forward: Callable[[Tensor], Any] = torch.compile(self._module) if config.optim.compile else self._module
         self._parameters = [p for p in state.module.parameters() if p.requires_grad]
 
-    def __call__(self, batch: Batch, rate: float, clock: PartClock) -> None:
+    def __call__(self, batch: Batch, where: tuple[int, int], rate: float, clock: PartClock) -> None:
         """Run one step; the optimizer and the memory are left alone when loss or gradient is not finite.
 
         Args:
             batch: this rank's share.
+            where: round and epoch.
             rate: the learning rate.
             clock: told where each part ends.
         """
@@ -102,7 +103,7 @@ class TrainingStep:
             with self._averaging(is_last=number == len(parts)):
                 outputs = self._forward(part.images)
                 clock.mark("forward")
-                result = self.loss(outputs, part)
+                result = self.loss(outputs, part, where)
                 clock.mark("objective")
                 (result.loss * share).backward()  # type: ignore[no-untyped-call]
                 clock.mark("backward")
@@ -114,8 +115,7 @@ class TrainingStep:
         optimizer.step()
         ids = torch.cat([result.sample_ids for _, result in results])
         features = torch.cat([result.features for _, result in results])
-        # ids of no rank's rows change nothing
-        self.state.memory.update(ids.masked_fill(~admitted, -1), features, self.config.method.memory_momentum)
+        self.state.memory.update(ids, features, self.config.method.memory_momentum, admitted)
         clock.mark("optimizer")
 
     def _averaging(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:

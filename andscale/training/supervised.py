@@ -67,7 +67,7 @@ class SupervisedLoss:
 
     labels: Tensor
 
-    def __call__(self, outputs: Any, batch: Batch) -> ObjectiveResult:
+    def __call__(self, outputs: Any, batch: Batch, where: tuple[int, int]) -> ObjectiveResult:
         """(b, D) features and (b, C) logits of a batch -> its loss, and the features for the memory."""
         features, logits = outputs
         total = functional.cross_entropy(logits, self.labels[batch.sample_ids], reduction="sum")

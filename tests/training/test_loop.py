@@ -135,9 +135,9 @@ def _train_until_nan(world, root):
     real = methods.batch_objective
     calls = []
 
-    def broken(features, *rest):
+    def broken(features, *rest, **options):
         calls.append(1)
-        return real(features * float("nan") if len(calls) == 3 else features, *rest)
+        return real(features * float("nan") if len(calls) == 3 else features, *rest, **options)
 
     methods.batch_objective = broken
     try:
@@ -267,9 +267,9 @@ def test_the_published_network_trains_too(tmp_path, digits):
 def _train_with_an_infinite_gradient(world, root):
     real = methods.batch_objective
 
-    def broken(features, *rest):
+    def broken(features, *rest, **options):
         features.register_hook(lambda gradient: gradient * float("inf"))
-        return real(features, *rest)
+        return real(features, *rest, **options)
 
     methods.batch_objective = broken
     try:

@@ -12,6 +12,7 @@ from andscale.training import step as step_module
 from andscale.training.backbones import build_backbone
 from andscale.training.memory_bank import MemoryBank, rows_of_rank
 from andscale.training.methods import NeighbourhoodLoss
+from andscale.training.objective import ObjectiveOptions
 from andscale.training.part_clock import PARTS, PartClock, describe_fractions
 from andscale.training.step import TrainedModule, TrainingStep, TrainState, make_optimizer, micro_batches
 from andscale.training.supervised import ClassifiedModule, SupervisedLoss
@@ -53,7 +54,10 @@ def _training_step(world, config):
     else:
         ids = torch.arange(N)
         members = torch.stack([ids, torch.where(ids % 2 == 0, (ids + 7) % N, -1)], dim=1)
-        module, loss = TrainedModule(network, config.optim.precision), NeighbourhoodLoss(members, memory, config.method)
+        module, loss = (
+            TrainedModule(network, config.optim.precision),
+            NeighbourhoodLoss(members, memory, config.method, ObjectiveOptions()),
+        )
     state = TrainState(module, make_optimizer(module, config.optim), memory)
     return TrainingStep(state, loss, config, world, CPU)
 
@@ -62,7 +66,7 @@ def _gradient(world, method, parts):
     """(gradient as one vector, this rank's memory, loss) of a step whose batch norms use running statistics."""
     step = _training_step(world, _config(method, accumulation_steps=parts))
     step.state.module.eval()
-    step(_batch(world), 0.0, PartClock(CPU, 1))
+    step(_batch(world), (0, 0), 0.0, PartClock(CPU, 1))
     (done,) = step.check.finished()
     gradient = torch.cat([p.grad.flatten() for p in step.state.module.parameters()])
     return gradient.numpy(), step.state.memory.values.numpy(), done.loss
@@ -104,17 +108,17 @@ def test_after_a_step_that_is_not_finite_nothing_changes_any_more(lag):
     step = _training_step(World(), _config())
     step.check.lag = lag
     batch, clock = _batch(World()), PartClock(CPU, 9)
-    step(batch, 0.03, clock)
+    step(batch, (0, 0), 0.03, clock)
     state = step.state
     weights = [p.detach().clone() for p in state.module.parameters()]
     momentum = [state.optimizer.state[p]["momentum_buffer"].clone() for p in state.module.parameters()]
     memory = state.memory.values.clone()
     bad = batch.images.clone()
     bad[3, 0, 0, 0] = float("inf")
-    step(Batch(1, batch.sample_ids, bad, batch.counts), 0.03, clock)
+    step(Batch(1, batch.sample_ids, bad, batch.counts), (0, 0), 0.03, clock)
     heard = list(step.check.finished())
     assert [(done.step, done.is_finite) for done in heard] == [(0, True), (1, False)][: 2 - lag]
-    step(Batch(2, batch.sample_ids, batch.images, batch.counts), 0.03, clock)
+    step(Batch(2, batch.sample_ids, batch.images, batch.counts), (0, 0), 0.03, clock)
     heard += step.check.finished()
     assert [(done.step, done.is_finite) for done in heard[:2]] == [(0, True), (1, False)]
     assert heard[1].sample_ids.equal(batch.sample_ids)
@@ -132,7 +136,7 @@ def test_a_step_changes_weights_as_plain_sgd_does():
     sgd = torch.optim.SGD(plain, 0.02, config.momentum, weight_decay=config.weight_decay, nesterov=True)
     assert any(not p.is_contiguous() for p in ours)
     for _ in range(2):
-        step(_batch(World()), 0.02, PartClock(CPU, 9))
+        step(_batch(World()), (0, 0), 0.02, PartClock(CPU, 9))
         for p, q in zip(ours, plain, strict=True):
             q.grad = p.grad.clone()
         sgd.step()
@@ -150,7 +154,7 @@ def test_bfloat16_products_give_float32_features_of_unit_length_close_to_those_o
     losses = []
     for precision in ("float32", "bfloat16"):
         step = _training_step(World(), _config(precision=precision))
-        step(_batch(World()), 0.03, PartClock(CPU, 1))
+        step(_batch(World()), (0, 0), 0.03, PartClock(CPU, 1))
         losses += [done.loss for done in step.check.finished()]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]
@@ -162,7 +166,7 @@ def _compiled_step(world):
     found = []
     for compiled in (False, True):
         step = _training_step(world, _config(compile=compiled, accumulation_steps=2))
-        step(_batch(world), 0.03, PartClock(CPU, 1))
+        step(_batch(world), (0, 0), 0.03, PartClock(CPU, 1))
         (done,) = step.check.finished()
         found.append(
             (done.loss, list(step.state.module.state_dict()), next(step.state.module.parameters()).sum().item())
@@ -196,3 +200,21 @@ def test_the_clock_gives_each_part_its_share_of_the_timed_steps(monkeypatch):
     }
     assert clock.fractions() == pytest.approx(expected, abs=1e-4)
     assert describe_fractions({"data_wait_fraction": 0.25, "forward_fraction": 0.75}) == "data wait 25 %, forward 75 %"
+
+
+@pytest.mark.parametrize("ids", [[0, 21, 13, 39], [21, 0, 38, 12], [22, 39, 21, 38], [13, 1, 2, 12]])
+def test_every_rank_moves_its_own_rows_of_a_batch_and_no_other_row(rng, ids):
+    """The first row of a rank is the one at which the samples of others point."""
+    rows, features = reference.unit_rows(rng, N, D), torch.from_numpy(reference.unit_rows(rng, 4, D))
+    for rank in range(3):
+        mine = rows_of_rank(N, rank, 3)
+        before = torch.from_numpy(rows[mine.start : mine.stop].copy())
+        bank = MemoryBank(World(rank, 3), N, before.clone())
+        bank.update(torch.tensor(ids), features, 0.5, torch.tensor(False))
+        assert bank.values.equal(before)
+        bank.update(torch.tensor(ids), features, 0.5)
+        for row, value in zip(mine, bank.values, strict=True):
+            expected = torch.from_numpy(rows[row])
+            if row in ids:
+                expected = torch.nn.functional.normalize(0.5 * expected + 0.5 * features[ids.index(row)], dim=0)
+            torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
