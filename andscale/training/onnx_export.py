@@ -89,7 +89,7 @@ def _compare(network: EmbeddingNetwork, size: int, path: Path) -> float:
 
     For unit vectors 1 - cosine is half the squared difference: below D 5e-9 then.
     """
-    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
