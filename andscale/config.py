@@ -26,7 +26,8 @@ class DataConfig(Section):
     """Which prepared data set is read, and how."""
 
     dataset: str
-    """Folder made by tools/prepare_shards.py; relative paths are taken from where the run is first launched."""
+    """Folder made by tools/prepare_shards.py, relative paths are taken from where the run is first launched; or the
+    URL of such a folder on an HTTP server or object store (http, https, s3, gs, az, abfs)."""
     image_size: int = Field(default=32, ge=4, le=1024)
     """Height and width of the network's input, pixels."""
     max_train_samples: int | None = Field(default=None, ge=2)
@@ -36,8 +37,19 @@ class DataConfig(Section):
     in_memory_bytes: int = Field(default=2 * 1024**3, ge=0)
     """Images of one common size are decoded once and held as uint8 in every rank up to this size; larger splits are
     read from the shards. 0 always reads from the shards."""
-    num_workers: int = Field(default=4, ge=0)
-    """Reading processes a rank, where images are read from the shards."""
+    num_workers: int | None = Field(default=None, ge=0)
+    """Reading and decoding threads a rank, where images are read from the shards; None: as many as the rank has cores.
+    """
+    shuffle: Literal["full", "chunked"] = "full"
+    """Order of an epoch. ``full``: any permutation. ``chunked``: chunks of consecutive samples in random order, mixed
+    over a sliding window of 64 of them, so that disks are read in long pieces; of a URL, chunks are whole shards and
+    the window is 8 of them."""
+    chunk_samples: int = Field(default=128, ge=1)
+    """Samples of a chunk, which is read at once; 64 chunks and a few more are held in memory, by all ranks together."""
+    cache_dir: str | None = None
+    """Where shards of a URL are kept on each node; None: a folder of the user's in the temporary folder."""
+    cache_bytes: int = Field(default=64 * 1024**3, ge=0)
+    """Shards of a URL are kept up to so many bytes a node: all of them with ``full``, 13 with ``chunked``."""
 
 
 class AugmentConfig(Section):
@@ -63,7 +75,7 @@ class ModelConfig(Section):
     stem: Literal["small", "imagenet"] = "small"
     """``small``: stride 1, for images of about 32 pixels; ``imagenet``: 7x7, stride 2, max-pool (AlexNet: 11x11, stride
     4). Networks of timm have a stem of their own: leave it out."""
-    feature_dim: int = Field(default=128, ge=2)
+    feature_dim: int = Field(default=128, ge=2, le=16384)
     """D, the length of a feature."""
     sync_batchnorm: bool = False
     """Batch norm over the global batch instead of each rank's share of it."""

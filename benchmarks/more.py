@@ -30,14 +30,17 @@ class Section:
 
 
 def sections(*, quick: bool) -> list[Section]:
-    """Parquet beside numpy's files, approximate discovery beside the exact sweep, evaluation beside its parts."""
-    rows = ("2000", "3000") if quick else ("320000", "100000")
-    queries = ("2000", "200") if quick else ("60000", "5000")
+    """Parquet beside numpy's files, approximate discovery beside the exact sweep, images beside torchvision,
+    evaluation beside its parts.
+    """
+    rows = ("2000", "3000", "400") if quick else ("320000", "100000", "2000")
+    queries = ("2000", "200") if quick else ("60000", "2000")
     return [
         Section("Writing and reading verified features beside numpy's files", "parquet", (rows[0], "128")),
         Section(
             "Approximate discovery beside the exact sweep", "approximate", ("--samples", rows[1], "--repeats", "1")
         ),
+        Section("Images to the network's input beside torchvision", "images", ("--images", rows[2])),
         Section("Weighted kNN and linear classifiers beside their bare parts", "evaluation", queries),
     ]
 

@@ -100,7 +100,7 @@ def inspect_round(run: Path, round_number: int | None) -> dict[str, Any]:
     }
 
 
-def audit_labels_of(dataset_root: Path, num_samples: int) -> np.ndarray | None:
+def audit_labels_of(dataset_root: Path | str, num_samples: int) -> np.ndarray | None:
     """Labels of the first training samples, (num_samples,) int32; None when some sample has none."""
     catalogue = load_catalogue(open_dataset(dataset_root), "train", num_samples)
     return None if (catalogue.labels < 0).any() else catalogue.labels

@@ -85,7 +85,7 @@ def purity_table(inspected: dict[str, Any]) -> str:
     return f"{title}\n{render_table(header, rows)}"
 
 
-def _round_summary(folder: RoundLayout, dataset_root: Path) -> dict[str, Any]:
+def _round_summary(folder: RoundLayout, dataset_root: Path | str) -> dict[str, Any]:
     summary: dict[str, Any] = dict.fromkeys(
         [
             *("num_anchors", "purity_of_anchors", "purity_of_all", "entropy_quantiles_nats"),

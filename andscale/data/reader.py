@@ -6,15 +6,15 @@ after a stop, on any world size, reads what it would have read.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from andscale.config import AugmentConfig, DataConfig
 from andscale.data.augment import (
@@ -26,33 +26,20 @@ from andscale.data.augment import (
     normalise,
     training_boxes,
 )
-from andscale.data.images import open_rgb, read_image_bytes
-from andscale.data.shards import Catalogue, PreparedDataset, load_catalogue
-from andscale.distributed import World
-from andscale.errors import RunError, UsageError
-from andscale.metrics import Progress
-from andscale.store.artifacts import check_size, verify_file
+from andscale.data.decoding import colours_of, decode_and_transform, transform_held
+from andscale.data.images import image_size
+from andscale.data.order import batch_bounds, chunked_order, epoch_order, rank_counts
+from andscale.data.samples import ReadingPlan, open_source
+from andscale.data.shards import PreparedDataset, load_catalogue
+from andscale.distributed import World, world_from_environment
+from andscale.errors import UsageError
+from andscale.store.artifacts import verify_file
+from andscale.store.files import num_usable_cores
 
+__all__ = ["Batch", "SplitReader", "batch_bounds", "epoch_order", "rank_counts"]
 
-def epoch_order(num_samples: int, seed: int, round_number: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: (N,) int64, a permutation of 0..N-1, the same on every rank of every world size."""
-    return np.random.default_rng([seed, round_number, epoch, 0x6F7264]).permutation(num_samples)
-
-
-def batch_bounds(num_samples: int, global_batch_size: int) -> list[tuple[int, int]]:
-    """Cut an epoch into ceil(N / B) global batches whose sizes differ by one at most.
-
-    A short last batch would weigh its few samples more than the others and could leave ranks without any.
-    """
-    steps = -(-num_samples // global_batch_size)
-    cuts = [num_samples * step // steps for step in range(steps + 1)]
-    return list(pairwise(cuts))
-
-
-def rank_counts(batch_size: int, world_size: int) -> list[int]:
-    """How many samples of a global batch each rank takes, consecutive in rank order; shares differ by one at most."""
-    cuts = [batch_size * rank // world_size for rank in range(world_size + 1)]
-    return [stop - start for start, stop in pairwise(cuts)]
+_BATCHES_AHEAD = 2
+"""Batches that are read and decoded while the step before them runs; more would only take memory."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +49,7 @@ class Batch:
     Attributes:
         step: number within the epoch.
         sample_ids: (b,) int64, on the device.
-        images: (b, 3, S, S) float32, augmented and normalised, on the device.
+        images: (b, 3, S, S) float32, augmented and normalised, on the device; in channels-last memory on the CPU.
         counts: the shares of all ranks.
     """
 
@@ -74,12 +61,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Request:
-    """What a reading process is asked for: samples, and their random numbers (None: the evaluation transform)."""
+    """What is read next: samples, and their random numbers (None: the evaluation transform)."""
 
     step: int
     sample_ids: np.ndarray
     draw: AugmentationDraw | None
     counts: list[int]
+
+    def __getitem__(self, rows: slice) -> "_Request":
+        draw = None if self.draw is None else self.draw[rows]
+        return _Request(self.step, self.sample_ids[rows], draw, self.counts)
+
+    def crops(self, extents: Sequence[int] | np.ndarray, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """(b, 4) int64 boxes and (b,) bool flips for images of the given heights and widths, one or b of each."""
+        heights, widths = (np.broadcast_to(extent, len(self.sample_ids)) for extent in extents)
+        if self.draw is None:
+            return evaluation_boxes(heights, widths, image_size), np.zeros(len(heights), bool)
+        return training_boxes(self.draw, heights, widths), self.draw.flips
 
 
 class SplitReader:
@@ -88,7 +86,7 @@ class SplitReader:
     Args:
         dataset: the prepared data set.
         split: ``train`` or ``val``.
-        config: image size, where images are held, reading processes.
+        config: image size, where images are held, reading threads.
         device: where batches are wanted.
         max_samples: use the first so many samples only.
     """
@@ -105,18 +103,21 @@ class SplitReader:
         self.catalogue = load_catalogue(dataset, split, max_samples)
         self.num_samples = len(self.catalogue.labels)
         if self.num_samples < 1:
-            raise UsageError(f"{dataset.root} has no {split} images")
-        self._shards = _ShardImages(self.catalogue, config.image_size)
-        self._held: Tensor | None = None
+            raise UsageError(f"{dataset.url or dataset.root} has no {split} images")
+        self._num_threads = _cores_of_rank() if config.num_workers is None else config.num_workers
+        # a GPU has time for the colours, and whole intensities are a quarter of the bytes to copy
+        self._finish_on_device = device.type != "cpu"
         record = dataset.splits[split]
         size = record.uniform_size
-        needed = record.shards[: int(self.catalogue.shard_numbers[-1]) + 1]
-        for shard in needed:
-            check_size(dataset.root / shard.name, shard.bytes)
-        if size is not None and self.num_samples * 3 * size[0] * size[1] <= config.in_memory_bytes:
-            for shard in needed:
-                verify_file(dataset.root / shard.name, shard.bytes, shard.blake3)
-            self._held = _decode_all(self._shards, size, f"decode {split}").to(device)
+        is_held = size is not None and self.num_samples * 3 * size[0] * size[1] <= config.in_memory_bytes
+        self.source = open_source(dataset, record, self.catalogue, config, read_once=is_held)
+        self._held: Tensor | None = None
+        if is_held:
+            assert size is not None
+            if not dataset.url:
+                for shard in record.shards[: int(self.catalogue.shard_numbers[-1]) + 1]:
+                    verify_file(dataset.root / shard.name, shard.bytes, shard.blake3)
+            self._held = torch.from_numpy(self.source.decode_all(size, f"decode {split}")).to(device)
 
     @property
     def is_in_memory(self) -> bool:
@@ -134,12 +135,21 @@ class SplitReader:
             global_batch_size: B over all ranks, at least twice the world size.
             key: (seed, round, epoch).
         """
-        requests = self._training_requests(world, augment, global_batch_size, key)
-        for request, images in self._images(requests):
-            assert request.draw is not None
-            coloured = jitter_colours(images, request.draw)
+        order = self.order(key)
+        shares = []
+        for start, stop in batch_bounds(self.num_samples, global_batch_size):
+            counts = rank_counts(stop - start, world.world_size)
+            first = sum(counts[: world.rank])
+            shares.append((counts, slice(first, first + counts[world.rank]), order[start:stop]))
+
+        def requests() -> Iterator[_Request]:
+            for step, (counts, mine, ids) in enumerate(shares):
+                draw = draw_augmentation(augment, len(ids), (*key, step))
+                yield _Request(step, ids[mine], draw[mine], counts)
+
+        for request, images in self._images(requests(), np.concatenate([ids[mine] for _, mine, ids in shares])):
             ids = torch.from_numpy(request.sample_ids).to(self.device)
-            yield Batch(request.step, ids, normalise(coloured), request.counts)
+            yield Batch(request.step, ids, images, request.counts)
 
     def in_order(self, batch_size: int, rows: range | None = None) -> Iterator[Tensor]:
         """Images with the evaluation transform, by id: (b, 3, S, S) float32 batches on the device.
@@ -149,115 +159,136 @@ class SplitReader:
             rows: consecutive sample ids; None takes all.
         """
         rows = range(self.num_samples) if rows is None else rows
-        starts = range(rows.start, rows.stop, batch_size)
+        ids = np.arange(rows.start, rows.stop)
         requests = (
-            _Request(step, np.arange(start, min(start + batch_size, rows.stop)), None, [])
-            for step, start in enumerate(starts)
+            _Request(step, ids[start : start + batch_size], None, [])
+            for step, start in enumerate(range(0, len(ids), batch_size))
         )
-        for _, images in self._images(requests):
-            yield normalise(images)
+        for _, images in self._images(requests, ids):
+            yield images
 
-    def _training_requests(
-        self, world: World, augment: AugmentConfig, global_batch_size: int, key: tuple[int, int, int]
-    ) -> Iterator[_Request]:
-        order = epoch_order(self.num_samples, *key)
-        for step, (start, stop) in enumerate(batch_bounds(self.num_samples, global_batch_size)):
-            counts = rank_counts(stop - start, world.world_size)
-            first = sum(counts[: world.rank])
-            mine = slice(first, first + counts[world.rank])
-            draw = draw_augmentation(augment, stop - start, (*key, step))
-            yield _Request(step, order[start:stop][mine], draw[mine], counts)
+    def order(self, key: tuple[int, int, int]) -> np.ndarray:
+        """The sample ids of a whole epoch in the order of reading, (N,) int64; ``key`` is (seed, round, epoch)."""
+        if self.config.shuffle == "full":
+            return epoch_order(self.num_samples, *key)
+        return chunked_order(self.source.cuts, self.source.window, key)
 
-    def _images(self, requests: Iterable[_Request]) -> Iterator[tuple[_Request, Tensor]]:
-        """Cropped and resized images of each request: (b, 3, S, S) float32 in [0, 1], on the device."""
-        if self._held is not None:
-            for request in requests:
-                images = self._held[torch.from_numpy(request.sample_ids).to(self.device)]
-                heights = np.full(len(images), images.shape[2])
-                widths = np.full(len(images), images.shape[3])
-                boxes, flips = _boxes(request.draw, heights, widths, self.config.image_size)
-                yield request, crop_and_resize(images, boxes, flips, self.config.image_size)
+    def _images(self, requests: Iterator[_Request], sample_ids: np.ndarray) -> Iterator[tuple[_Request, Tensor]]:
+        """The network's input for each request: (b, 3, S, S) float32 on the device.
+
+        On a GPU a batch is copied and transformed on a stream of its own while the step before it runs.
+        """
+        batches = self._from_memory(requests) if self.is_in_memory else self._from_shards(requests, sample_ids)
+        if self.device.type != "cuda":
+            yield from ((request, self._finish(request, pixels)) for request, pixels in batches)
             return
-        loader: DataLoader[Any] = DataLoader(
-            self._shards,
-            sampler=requests,
-            batch_size=None,
-            num_workers=self.config.num_workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        for request, pixels in loader:
-            if isinstance(pixels, str):
-                raise RunError(pixels)
-            yield (
-                request,
-                pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32) / 255,
-            )
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        ready: tuple[_Request, Tensor, torch.cuda.Event] | None = None
+        for request, pixels in batches:
+            before = ready
+            with torch.cuda.stream(stream):
+                ready = request, self._finish(request, pixels), stream.record_event()
+            if before is not None:
+                yield _take_over(*before)
+        if ready is not None:
+            yield _take_over(*ready)
 
+    def _finish(self, request: _Request, pixels: Tensor) -> Tensor:
+        """The last steps, on the device: nothing is left to do where the CPU's loops have done all."""
+        if pixels.dtype == torch.float32:
+            return pixels.permute(0, 3, 1, 2)
+        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        if self._held is None:
+            images = images.to(torch.float32) / 255
+        else:
+            boxes, flips = request.crops(images.shape[2:], self.config.image_size)
+            images = crop_and_resize(images, boxes, flips, self.config.image_size)
+        return normalise(images if request.draw is None else jitter_colours(images, request.draw))
 
-def _boxes(
-    draw: AugmentationDraw | None, heights: np.ndarray, widths: np.ndarray, image_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    if draw is None:
-        return evaluation_boxes(heights, widths, image_size), np.zeros(len(heights), bool)
-    return training_boxes(draw, heights, widths), draw.flips
+    def _from_memory(self, requests: Iterator[_Request]) -> Iterator[tuple[_Request, Tensor]]:
+        """Held images: (b, S, S, 3) float32 ready for the network, or (b, H, W, 3) uint8 on their device."""
+        assert self._held is not None
+        for request in requests:
+            if self._finish_on_device:
+                yield request, self._held[torch.from_numpy(request.sample_ids).to(self.device)]
+                continue
+            crops = request.crops(self._held.shape[1:3], self.config.image_size)
+            colours = colours_of(request.draw, len(request.sample_ids))
+            images = transform_held(self._held.numpy(), request.sample_ids, crops, colours, self.config.image_size)
+            yield request, torch.from_numpy(images)
 
-
-class _ShardImages(Dataset[tuple[_Request, Tensor | str]]):
-    """Reads images by catalogue offset; every process opens the shards for itself."""
-
-    def __init__(self, catalogue: Catalogue, image_size: int):
-        self.catalogue, self.image_size = catalogue, image_size
-        self._descriptors: dict[tuple[int, int], int] = {}
-
-    def read(self, sample_id: int) -> bytes:
-        """The encoded image of one sample."""
-        number = int(self.catalogue.shard_numbers[sample_id])
-        key = (os.getpid(), number)
-        if key not in self._descriptors:
-            self._descriptors[key] = os.open(self.catalogue.shards[number], os.O_RDONLY)
-        offset, length = int(self.catalogue.offsets[sample_id]), int(self.catalogue.lengths[sample_id])
-        return read_image_bytes(self._descriptors[key], offset, length)
-
-    def __getitem__(self, request: _Request) -> tuple[_Request, Tensor | str]:
-        """(b, S, S, 3) uint8, cropped, resized and flipped; or what went wrong, since loaders fold errors up."""
+    def _from_shards(self, requests: Iterator[_Request], sample_ids: np.ndarray) -> Iterator[tuple[_Request, Tensor]]:
+        """Images read and decoded by threads, some batches ahead: (b, S, S, 3), float32 ready for the network, or
+        uint8 crops where the device does the colours.
+        """
+        plan, place = self.source.plan(sample_ids), 0
+        ahead: deque[tuple[_Request, Tensor, list[Future[None]]]] = deque()
         try:
-            return request, self._read_batch(request)
-        except RunError as error:
-            return request, str(error)
+            for request in requests:
+                place += len(request.sample_ids)
+                plan.prepare(place)
+                ahead.append((request, *self._start_reading(request, plan)))
+                if len(ahead) > _BATCHES_AHEAD:
+                    yield _wait_for(*ahead.popleft())
+            while ahead:
+                yield _wait_for(*ahead.popleft())
+        finally:
+            for _, _, jobs in ahead:
+                for job in jobs:
+                    job.cancel()
+            plan.close()
 
-    def _read_batch(self, request: _Request) -> Tensor:
-        from PIL import Image
+    def _start_reading(self, request: _Request, plan: ReadingPlan) -> tuple[Tensor, list[Future[None]]]:
+        """The batch that threads will fill, and their jobs; without threads it is filled at once."""
+        size, num_rows = self.config.image_size, len(request.sample_ids)
+        dtype = torch.uint8 if self._finish_on_device else torch.float32
+        pixels = torch.empty((num_rows, size, size, 3), dtype=dtype, pin_memory=self.device.type == "cuda")
+        if not self._num_threads:
+            self._read_rows(request, slice(0, num_rows), plan, pixels.numpy())
+            return pixels, []
+        # every thread has a part of every batch: all work at the one that is wanted next
+        parts = batch_bounds(num_rows, -(-num_rows // self._num_threads))
+        return pixels, [
+            self._threads.submit(self._read_rows, request, slice(*part), plan, pixels.numpy()) for part in parts
+        ]
 
-        size = self.image_size
-        pixels = np.empty((len(request.sample_ids), size, size, 3), np.uint8)
-        for row, sample_id in enumerate(request.sample_ids):
-            image = self.open(int(sample_id))
-            draw = None if request.draw is None else request.draw[row : row + 1]
-            boxes, flips = _boxes(draw, np.array([image.height]), np.array([image.width]), size)
-            top, left, height, width = (int(v) for v in boxes[0])
-            box = (left, top, left + width, top + height)
-            # cropped first: resize(box=...) would let pixels outside the crop into its border
-            resized = np.asarray(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
-            pixels[row] = resized[:, ::-1] if flips[0] else resized
-        return torch.from_numpy(pixels)
+    def _read_rows(self, request: _Request, rows: slice, plan: ReadingPlan, out: np.ndarray) -> None:
+        """Fill some rows of a batch."""
+        part = request[rows]
+        encoded, sizes = [], []
+        for sample_id in part.sample_ids.tolist():
+            with self.source.named(sample_id):
+                encoded.append(plan.take(sample_id))
+                sizes.append(image_size(encoded[-1]))
+        boxes, flips = part.crops(np.array(sizes).T, self.config.image_size)
+        jitter, orders, is_gray = colours_of(None if self._finish_on_device else part.draw, len(encoded))
+        for row, sample_id in enumerate(part.sample_ids.tolist()):
+            crop, colours = (boxes[row], flips[row]), (jitter[row], orders[row], is_gray[row])
+            with self.source.named(sample_id):
+                decode_and_transform(encoded[row], sizes[row], crop, colours, out[rows.start + row])
 
-    def open(self, sample_id: int) -> Any:
-        """The decoded image; RunError names the shard and the sample."""
-        try:
-            return open_rgb(self.read(sample_id))
-        except (RunError, OSError) as error:
-            shard = self.catalogue.shards[int(self.catalogue.shard_numbers[sample_id])]
-            raise RunError(
-                f"{shard}, sample {sample_id}: {error}: check the data set with tools/prepare_shards.py --verify"
-            ) from None
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        """Kept from epoch to epoch."""
+        return ThreadPoolExecutor(self._num_threads, "andscale-reading")
 
 
-def _decode_all(shards: _ShardImages, size: tuple[int, int], label: str) -> Tensor:
-    """(N, 3, H, W) uint8 of images that all have one size."""
-    num_samples = len(shards.catalogue.labels)
-    images = np.empty((num_samples, 3, *size), np.uint8)
-    with Progress(label, num_samples, "images", enabled=num_samples > 100_000) as progress:
-        for sample_id in range(num_samples):
-            images[sample_id] = np.asarray(shards.open(sample_id)).transpose(2, 0, 1)
-            progress.advance()
-    return torch.from_numpy(images)
+def _take_over(request: _Request, images: Tensor, ready: torch.cuda.Event) -> tuple[_Request, Tensor]:
+    """Hand a batch from the stream that made it to the one that uses it."""
+    stream = torch.cuda.current_stream(images.device)
+    stream.wait_event(ready)
+    images.record_stream(stream)
+    return request, images
+
+
+def _wait_for(request: _Request, pixels: Tensor, jobs: list[Future[None]]) -> tuple[_Request, Tensor]:
+    for job in jobs:
+        job.result()
+    return request, pixels
+
+
+def _cores_of_rank() -> int:
+    """Cores that a rank has to itself."""
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        return min(int(os.environ["SLURM_CPUS_PER_TASK"]), num_usable_cores())
+    return max(1, num_usable_cores() // world_from_environment().local_world_size)

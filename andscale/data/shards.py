@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from andscale.data.images import decode_rgb, open_rgb, read_image_bytes
+from andscale.data.remote import fetch_if_other, fetch_record
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
 from andscale.store.artifacts import FileRecord, verify_file
@@ -26,7 +27,6 @@ from andscale.store.parquet import check_ids, column_to_numpy, open_table
 __all__ = [
     "Catalogue",
     "PreparedDataset",
-    "ShardRecord",
     "SplitRecord",
     "decode_rgb",
     "load_catalogue",
@@ -71,12 +71,13 @@ class PreparedDataset:
     """A prepared data set.
 
     Attributes:
-        root: its folder.
+        root: its folder; of a remote one, where its record and catalogues are kept on this machine.
         name: the source that it was made from.
         classes: names by class number; empty when there are no labels.
         splits: ``train`` and ``val``; ``val`` may be empty.
         fingerprint: BLAKE3 of ``dataset.json``'s content. Where the raw files were found is left out of it, so the
             same images, prepared alike, have the same fingerprint everywhere.
+        url: where its shards are fetched from; empty when they lie in ``root``.
     """
 
     root: Path
@@ -84,6 +85,7 @@ class PreparedDataset:
     classes: tuple[str, ...]
     splits: dict[str, SplitRecord]
     fingerprint: str
+    url: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,7 @@ class Catalogue:
     """Where each image of a split lies, by sample id.
 
     Attributes:
-        shards: paths.
+        shards: paths; of a remote data set, where they would lie beside the catalogue.
         shard_numbers: (N,) int32, positions in ``shards``.
         offsets: (N,) int64, of the image's first byte in its shard.
         lengths: (N,) int64, bytes.
@@ -109,13 +111,17 @@ class Catalogue:
     sources: list[str]
 
 
-def open_dataset(root: Path) -> PreparedDataset:
+def open_dataset(place: Path | str) -> PreparedDataset:
     """Read and check ``dataset.json``; shards and catalogues are looked at when they are used.
 
+    Args:
+        place: a folder, or a URL as a string, from which the record is fetched anew.
+
     Raises:
-        UsageError: ``root`` is not a prepared data set.
-        RunError: its record is damaged, newer than this program, or names files outside the folder.
+        UsageError: ``place`` is not a prepared data set.
+        RunError: its record is damaged, newer than this program, or names files outside the folder; a server fails.
     """
+    root, url = (place, "") if isinstance(place, Path) else fetch_record(place, DATASET_NAME)
     path = root / DATASET_NAME
     record = read_record(root)
     if record is None:
@@ -124,7 +130,7 @@ def open_dataset(root: Path) -> PreparedDataset:
         splits = {split: _parse_split(path, record["splits"][split]) for split in SPLITS}
         content = {key: value for key, value in record.items() if key != "obtained_from"}
         fingerprint = hash_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
-        return PreparedDataset(root, str(record["name"]), tuple(record["classes"]), splits, fingerprint)
+        return PreparedDataset(root, str(record["name"]), tuple(record["classes"]), splits, fingerprint, url)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data set again") from None
 
@@ -192,6 +198,8 @@ def load_catalogue(dataset: PreparedDataset, split: str, max_samples: int | None
 
     record = _split_record(dataset, split)
     path = dataset.root / record.catalogue.name
+    if dataset.url:
+        fetch_if_other(dataset.url, path, record.catalogue.bytes, record.catalogue.blake3)
     verify_file(path, record.catalogue.bytes, record.catalogue.blake3)
     columns = ("sample_id", "key", "shard", "offset", "length", "label", "source")
     with open_table(path, columns, CATALOGUE_KIND) as file:

@@ -17,7 +17,7 @@ from andscale.config_file import apply_overrides, build_config, load_config
 from andscale.errors import RunError, UsageError
 from andscale.orchestration.records import read_job_record
 from andscale.orchestration.steps import Step, next_round, pending_steps, prerequisites
-from andscale.store.files import check_writable
+from andscale.store.files import as_place, check_writable
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import create_run, load_run, refuse_foreign, refuse_other_config
 
@@ -177,15 +177,15 @@ def _default_run(config: Path | None) -> Path:
     return resolve_run(None) if config is None else RUNS / config.stem
 
 
-def _data_set(config: RunConfig) -> tuple[Path, str]:
-    """The prepared data set's folder and fingerprint.
+def _data_set(config: RunConfig) -> tuple[Path | str, str]:
+    """The prepared data set's folder or URL, and its fingerprint.
 
     Raises:
         UsageError: it is not one, or it is too small for the config.
     """
     from andscale.data.shards import open_dataset
 
-    root = Path(config.data.dataset)
+    root = as_place(config.data.dataset)
     dataset = open_dataset(root)
     num_samples = min(dataset.splits["train"].num_samples, config.data.max_train_samples or 2**62)
     if config.method.num_neighbours >= num_samples:

@@ -76,3 +76,8 @@ def check_writable(folder: Path) -> None:
 def num_usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def as_place(text: str) -> Path | str:
+    """Where a data set lies: a folder, or a URL as it stands (``Path`` would take a slash from it)."""
+    return text if "://" in text else Path(text)

@@ -11,7 +11,7 @@ from andscale.config import RunConfig
 from andscale.config_file import build_config, config_differences
 from andscale.errors import UsageError
 from andscale.store.artifacts import source_commit
-from andscale.store.files import check_writable, write_file
+from andscale.store.files import as_place, check_writable, write_file
 from andscale.store.run_layout import RunLayout
 
 FORMAT_VERSION = 1
@@ -35,13 +35,13 @@ class RunRecord:
 
     Attributes:
         config: the resolved config.
-        dataset_root: where the prepared data set lies, absolute.
+        dataset_root: where the prepared data set lies: an absolute folder, or a URL.
         dataset_fingerprint: of its dataset.json, ``PreparedDataset.fingerprint``.
         versions: package -> version at the first launch.
     """
 
     config: RunConfig
-    dataset_root: Path
+    dataset_root: Path | str
     dataset_fingerprint: str
     versions: dict[str, str]
 
@@ -61,7 +61,7 @@ def load_run(root: Path) -> RunRecord:
             raise UsageError(f"{path} has format version {record['format_version']}: a newer andscale wrote it")
         return RunRecord(
             config=build_config(record["config"], str(path)),
-            dataset_root=Path(record["dataset"]["root"]),
+            dataset_root=as_place(record["dataset"]["root"]),
             dataset_fingerprint=record["dataset"]["fingerprint"],
             versions=record["versions"],
         )
@@ -75,7 +75,7 @@ def load_run(root: Path) -> RunRecord:
         raise UsageError(f"{path} is not a run record of ours, or it is damaged") from None
 
 
-def create_run(root: Path, config: RunConfig, dataset_root: Path, dataset_fingerprint: str) -> RunRecord:
+def create_run(root: Path, config: RunConfig, dataset_root: Path | str, dataset_fingerprint: str) -> RunRecord:
     """Write run.json into a new folder.
 
     Raises:
@@ -88,7 +88,10 @@ def create_run(root: Path, config: RunConfig, dataset_root: Path, dataset_finger
         "format_version": FORMAT_VERSION,
         "config": config.model_dump(mode="json"),
         "config_hash": config.digest(),
-        "dataset": {"root": str(dataset_root.resolve()), "fingerprint": dataset_fingerprint},
+        "dataset": {
+            "root": str(dataset_root.resolve() if isinstance(dataset_root, Path) else dataset_root),
+            "fingerprint": dataset_fingerprint,
+        },
         "versions": _versions(),
         "commit": source_commit(),
     }

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from andscale.data.augment import crop_and_resize, evaluation_boxes
-from andscale.data.images import decode_rgb
+from andscale.data.augment import evaluation_boxes
+from andscale.data.decoding import colours_of, reduction_for
+from andscale.data.images import decode_rgb, image_size
 from andscale.errors import UsageError
 from andscale.store import artifacts
 from andscale.store.run_layout import RoundLayout, RunLayout
@@ -47,16 +48,36 @@ class EvaluationTransform:
         Raises:
             UsageError: none of these. RunError: the file is damaged, or of another format.
         """
-        pixels = _to_pixels(image)
-        heights, widths = (np.array([side]) for side in pixels.shape[:2])
-        ((top, left, height, width),) = evaluation_boxes(heights, widths, self.image_size)
-        # copied: the arrays of others may be read-only or turned
-        square = torch.from_numpy(pixels[top : top + height, left : left + width].transpose(2, 0, 1).copy())
-        whole = np.array([[0, 0, height, width]])
-        (resized,) = crop_and_resize(square[None], whole, np.array([False]), self.image_size)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        normalised: Tensor = (resized - mean) / std
-        return normalised
+        from andscale.data.pixel_kernels import transform
+
+        pixels, box = self._decode(image)
+        std = np.array(self.std, np.float32)
+        channels = np.stack([1 / std, -np.array(self.mean, np.float32) / std])
+        out = np.empty((self.image_size, self.image_size, 3), np.float32)
+        jitter, order, is_gray = colours_of(None, 1)
+        # the arrays of others may be read-only or turned, for which the loops would be compiled again
+        pixels = np.require(pixels, requirements=["C", "W"])
+        transform(pixels, box, False, (jitter[0], order[0], is_gray[0]), channels, out)
+        return torch.from_numpy(out).permute(2, 0, 1)
+
+    def _decode(self, image: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, 3) uint8, and the box to take: (4,) float64, top, left, height, width in these pixels."""
+        if isinstance(image, str | Path):
+            image = _read(Path(image))
+        if not isinstance(image, bytes):
+            pixels = _to_pixels(image)
+            return pixels, self._box(*pixels.shape[:2])
+        # as the job does it: a JPEG is decoded at a fraction of its size where the box has pixels enough
+        height, width = image_size(image)
+        box = self._box(height, width)
+        reduction = reduction_for(box, self.image_size)
+        pixels = decode_rgb(image, reduction)
+        return pixels, box if pixels.shape[:2] == (height, width) else box / reduction
+
+    def _box(self, height: int, width: int) -> np.ndarray:
+        (box,) = evaluation_boxes(np.array([height]), np.array([width]), self.image_size)
+        as_float: np.ndarray = box.astype(np.float64)
+        return as_float
 
 
 def load_model(
@@ -97,9 +118,8 @@ def find_model(path: Path, round_number: int | None = None) -> Path:
         numbers = layout.round_numbers() if round_number is None else [round_number]
         done = [n for n in numbers if artifacts.is_complete(layout.round(n).model)]
         if not done:
-            raise UsageError(
-                f"{path}: {'no round' if round_number is None else f'round {round_number}'} has a model yet"
-            )
+            what = "no round has a model yet" if round_number is None else f"round {round_number} has no model"
+            raise UsageError(f"{path}: {what}")
         folder = layout.round(done[-1]).model
         artifacts.verify(folder, MODEL_KIND)
         return folder
@@ -115,17 +135,17 @@ def find_model(path: Path, round_number: int | None = None) -> Path:
     return folder
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def _to_pixels(image: Any) -> np.ndarray:
     """(H, W, 3) uint8."""
     from PIL.Image import Image
 
-    if isinstance(image, str | Path):
-        try:
-            image = Path(image).read_bytes()
-        except OSError as error:
-            raise UsageError(f"{image} cannot be read: {error.strerror}") from None
-    if isinstance(image, bytes):
-        return decode_rgb(image)
     if isinstance(image, Image):
         if image.mode.startswith(("I", "F")):
             raise UsageError(f"an image of mode {image.mode} has no common range of values: convert it to RGB first")

@@ -19,8 +19,8 @@ from andscale.errors import UsageError
 def convert_sync_batchnorm(network: nn.Module) -> None:
     """Let every batch norm of a network use the statistics of the global batch from now on, in place.
 
-    Parameters and buffers stay the same objects under the same names, so optimizers, checkpoints and ``model/`` do
-    not tell the two apart. In training mode every rank must then make the same forward and backward passes.
+    Parameters and buffers stay the same objects under the same names, so that optimizers, checkpoints and ``model/``
+    cannot tell. In training mode every rank must then make the same forward and backward passes.
 
     Raises:
         UsageError: a batch norm without weights or running statistics.
@@ -28,10 +28,8 @@ def convert_sync_batchnorm(network: nn.Module) -> None:
     for path, parent in list(network.named_modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm):
-                if not child.affine or child.running_mean is None or child.momentum is None:
-                    raise UsageError(
-                        f"{path}.{name} has no weights or running statistics: set model.sync_batchnorm off"
-                    )
+                if not child.affine or not child.track_running_stats or child.momentum is None:
+                    raise UsageError(f"{path}.{name} has no weights or statistics: set model.sync_batchnorm off")
                 setattr(parent, name, SyncBatchNorm(child))
 
 
@@ -40,7 +38,7 @@ class SyncBatchNorm(_BatchNorm):
 
         y = weight (x - mean) / sqrt(var + eps) + bias,   running <- (1 - m) running + m (mean, var n / (n - 1))
 
-    with mean and var per channel over all n = sum over ranks of b h w values, and m the momentum.
+    with mean and var per channel over all n values of all ranks, and m the momentum.
 
     Args:
         source: the batch norm that it stands for. Those of timm drop and activate after it: that is done here too.
@@ -57,13 +55,13 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape and dtype."""
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.running_mean is not None and self.running_var is not None
         if self.training:
+            assert self.num_batches_tracked is not None and self.momentum is not None
             y, mean, var, total = _Normalise.apply(x, self.weight, self.bias, self.eps)
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(var * total / (total - 1), self.momentum)
-                assert self.num_batches_tracked is not None
                 self.num_batches_tracked.add_(1)
         else:
             y = functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)

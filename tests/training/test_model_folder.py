@@ -12,7 +12,7 @@ from PIL import Image
 
 import andscale
 from andscale.config import DataConfig, ModelConfig
-from andscale.data.augment import evaluation_boxes
+from andscale.data.augment import PIXEL_MEAN, PIXEL_STD, evaluation_boxes
 from andscale.data.reader import SplitReader
 from andscale.errors import AndscaleError, RunError, UsageError
 from andscale.store.artifacts import Provenance, publish
@@ -89,6 +89,25 @@ def test_features_are_those_of_the_evaluation_job(tmp_path, digits, image_size, 
         job = network(torch.cat(list(reader.in_order(7))))
         mine = network(torch.stack([transform(data) for data in files]))
     torch.testing.assert_close(mine, job, rtol=0, atol=1e-6)
+
+
+def test_large_jpegs_are_fed_as_the_evaluation_job_feeds_them(tmp_path, rng):
+    from andscale.data.prepare import PrepareOptions, prepare
+
+    sizes = [(70, 90), (33, 300), (16, 16), (200, 150)]
+    for number, size in enumerate(sizes):
+        for split in ("train", "val"):
+            folder = tmp_path / "raw" / split / "a"
+            folder.mkdir(parents=True, exist_ok=True)
+            noise = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(noise).resize((size[1], size[0])).save(folder / f"{number}.jpg", quality=90)
+    dataset = prepare("image-folder", tmp_path / "raw", tmp_path / "prepared", PrepareOptions(10, 1))
+    config = DataConfig(dataset=str(dataset.root), image_size=16)
+    reader = SplitReader(dataset, "val", config, torch.device("cpu"))
+    (fed,) = reader.in_order(10)
+    transform = EvaluationTransform(16, PIXEL_MEAN, PIXEL_STD)
+    files = sorted((tmp_path / "raw" / "val" / "a").iterdir())
+    torch.testing.assert_close(torch.stack([transform(path) for path in files]), fed, rtol=0, atol=1e-6)
 
 
 def test_every_form_of_an_image_gives_the_same(tmp_path, rng):
@@ -187,6 +206,7 @@ DAMAGES = {
     "an unknown network": (_edit(model__backbone="resnet19"), False, "model.backbone"),
     "a network on a server": (_edit(model__backbone="timm:hf-hub:a/b"), False, "model.backbone"),
     "another network": (_edit(model__backbone="resnet18"), False, "does not fit the network"),
+    "a huge D": (_edit(model__feature_dim=10**12), False, "model.feature_dim"),
     "another D": (_edit(model__feature_dim=8), False, "does not fit the network.*head.weight"),
     "manifest of another kind": (
         lambda f: (f / "manifest.json").write_text((f / "manifest.json").read_text().replace('"model"', '"memory"')),

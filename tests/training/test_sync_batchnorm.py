@@ -116,5 +116,5 @@ def test_timms_batch_norm_keeps_its_activation():
 
 
 def test_a_batch_norm_that_cannot_be_synchronised_is_named():
-    with pytest.raises(UsageError, match="0 has no weights or running statistics"):
+    with pytest.raises(UsageError, match="0 has no weights or statistics"):
         convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3, affine=False)))
