@@ -128,13 +128,19 @@ def _votes(layout, data, memory):
     return {k: float((top[:, 0] == labels["val"]).mean()) for k, top in tops.items()}
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_the_memory_votes_where_the_config_says_so(trained, digits, tmp_path, world_size):
+def test_a_rank_without_a_batch_waits_for_the_others(digits, tmp_path):
+    data = SECTIONS["data"] | {"in_memory_bytes": 0, "num_workers": 1}
+    layout = _trained(tmp_path / "run", digits, data=data, evaluation={"batch_size": 500})
+    run_ranks(_evaluate, 2, layout.root, grouped=False)
+    assert _read(layout)[0]["accuracy"] == _votes(layout, digits, None)[200]
+
+
+def test_the_memory_votes_where_the_config_says_so(digits, tmp_path):
     layout = start_run(
         tmp_path / "run", digits, **(SECTIONS | {"evaluation": {"batch_size": 40, "features": "memory"}})
     )
     train_round(layout.root, 0, World())
-    run_ranks(_evaluate, world_size, layout.root, grouped=False)
+    run_ranks(_evaluate, 2, layout.root, grouped=False)
     record, manifest = _read(layout)
     memory, memory_manifest = read_features(layout.round(0).memory)
     found = _votes(layout, digits, memory)
@@ -146,7 +152,7 @@ def test_the_memory_votes_where_the_config_says_so(trained, digits, tmp_path, wo
     assert record["linear"] == {}, "0 epochs: no linear classifiers"
 
 
-def test_a_memory_that_is_damaged_or_gone_is_refused(trained, digits, tmp_path):
+def test_a_memory_that_is_damaged_or_gone_is_refused(digits, tmp_path):
     layout = start_run(tmp_path / "run", digits, **(SECTIONS | {"evaluation": {"features": "memory"}}))
     train_round(layout.root, 0, World())
     (path,) = layout.round(0).memory.glob("*.parquet")
