@@ -8,12 +8,14 @@ plain sums, and one all-reduce merges them. Below, parts carry the largest expon
 
 On the CPU the work is done by torch's flash attention, which returns the log-sum-exp: as fast as two matrix products a
 tile with the exponentials between them, and all of it in one parallel region, where tiles of our own have five each,
-which costs several times as much as soon as another process wants a core. The rows are cut into one chunk a thread
-along the batch axis. Those tiles remain for bfloat16 on CPUs, and for GPUs without the Triton kernel.
+which costs several times as much as soon as another process wants a core. The rows are cut into chunks along the batch
+axis where the features alone are too few for all threads. Those tiles remain for bfloat16 on CPUs, and for GPUs without
+the Triton kernel.
 """
 
 import functools
 import importlib.util
+import math
 import sys
 from dataclasses import dataclass
 
@@ -89,7 +91,7 @@ def attend_nothing(features: Tensor, temperature: float) -> PartialAttention:
 def attend_with_flash(features: Tensor, rows: Tensor, temperature: float) -> PartialAttention:
     """``attend_rows`` over at least one row by torch's flash attention, on the CPU in float32."""
     sums, shifts = [], []
-    for chunks in _chunks(rows, torch.get_num_threads()):
+    for chunks in _chunks(rows, _flash_chunks(len(features), torch.get_num_threads())):
         keys = chunks[:, None]  # (C, one head, n, D)
         attended, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             features.expand(len(chunks), 1, *features.shape), keys, keys, scale=1 / temperature
@@ -97,6 +99,12 @@ def attend_with_flash(features: Tensor, rows: Tensor, temperature: float) -> Par
         shifts.append(lse[:, 0])
         sums.append(torch.cat([torch.ones_like(lse[:, 0, :, None]), attended[:, 0]], dim=2))
     return without_needless_shift(merge_parts(torch.cat(sums), torch.cat(shifts)), temperature)
+
+
+def _flash_chunks(num_features: int, num_threads: int) -> int:
+    """The fewest chunks that give all threads as many blocks of features each; a wrong guess costs balance alone."""
+    num_blocks = -(-num_features // (64 if num_features >= 192 else 32))  # as torch's kernel cuts them
+    return num_threads // math.gcd(num_threads, num_blocks)
 
 
 def attend_in_tiles(
