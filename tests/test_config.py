@@ -24,7 +24,10 @@ def test_the_defaults_are_the_published_settings():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": {"dataset": "x", "imagesize": 3}}, "unknown key data.imagesize; valid here: dataset, image_size"),
+        (
+            {"data": {"dataset": "x", "imagesize": 3}},
+            "unknown key data.imagesize; valid here: cache_bytes, cache_dir, ",
+        ),
         ({"optm": {}}, "unknown key optm; valid here: augment, data, "),
         ({"method": {"temperature": 0}}, "method.temperature = 0: Input should be greater than 0"),
         ({"method": {"temperature": float("nan")}}, "method.temperature = NaN: Input should be a finite number"),
