@@ -62,12 +62,14 @@ def rebuild_index(run: Path, round_number: int, world: World | None = None) -> N
         world: this rank; None: there is one.
 
     Raises:
-        UsageError: no memory to search, or r outside the curriculum.
+        UsageError: no memory to search, r outside the curriculum, or a method without neighbourhoods.
         RunError: the memory is damaged, or the result disagrees with float64; nothing is published.
     """
     started, world = time.monotonic(), world or World()
     record, layout = load_run(run), RunLayout(run)
     config, folder = record.config, layout.round(round_number)
+    if not config.method.finds_neighbours:
+        raise UsageError(f"{run} has method.name = {config.method.name}, which trains without neighbourhoods")
     check_inputs_exist(layout, round_number)
     before = layout.round(round_number - 1)
     num_anchors(1, round_number, config.method.num_rounds)

@@ -154,3 +154,9 @@ def test_rounds_outside_the_curriculum_and_foreign_memories_are_refused(layout):
         draft.add("f.parquet", rows=2)
     with pytest.raises(RunError, match="was made with another config"):
         rebuild.rebuild_index(layout.root, 1)
+
+
+def test_a_baseline_has_no_neighbourhoods_to_find(tmp_path, digits):
+    layout = start_run(tmp_path / "baseline", digits, method={"name": "supervised"})
+    with pytest.raises(UsageError, match="supervised, which trains without neighbourhoods"):
+        rebuild.rebuild_index(layout.root, 1)
