@@ -13,7 +13,7 @@ from benchmarks.more import Section, run_section, sections
 from benchmarks.plot import plot_growth
 
 _PLOT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks-growth"
-_SECTION_LIMIT_S = 100
+_SECTION_LIMIT_S = 300
 _LIBRARIES = ("numpy", "torch", "faiss-cpu", "scikit-learn", "pynndescent", "usearch", "numba")
 
 
