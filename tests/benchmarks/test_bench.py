@@ -34,7 +34,7 @@ def test_a_quick_run_goes_from_the_command_to_the_tables(tmp_path, repository):
     assert (tmp_path / "plot.svg").exists() and (tmp_path / "plot.png").exists()
     (ours,) = [line for line in done.stdout.splitlines() if line.startswith("| andscale ") and "1.00 |" in line]
     assert " 1.0000 " in ours
-    assert len(record["more"]) == 2 and all(text for text in record["more"].values())
+    assert len(record["more"]) == 3 and all(text for text in record["more"].values())
 
 
 @pytest.mark.parametrize(
