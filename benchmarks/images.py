@@ -257,8 +257,8 @@ def shuffling(prepared: Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.images", description=__doc__)
-    parser.add_argument("--images", type=int, default=2000, help="photographs; at least 400")
-    num_images = max(parser.parse_args(arguments).images, 400)
+    parser.add_argument("--images", type=int, default=2000, help="photographs; at least 300")
+    num_images = max(parser.parse_args(arguments).images, 300)
     import torch
 
     torch.set_num_threads(1)

@@ -31,7 +31,7 @@ class Section:
 
 def sections(*, quick: bool) -> list[Section]:
     """What is not discovery beside its peers: files, approximate discovery, evaluation, objective, images, step."""
-    rows = ("2000", "3000", "400") if quick else ("320000", "100000", "2000")
+    rows = ("2000", "3000", "300") if quick else ("320000", "100000", "2000")
     queries = ("2000", "200") if quick else ("60000", "2000")
     return [
         Section("Writing and reading verified features beside numpy's files", "parquet", (rows[0], "128")),

@@ -15,7 +15,7 @@ class Served:
     requests: Counter[str] = field(default_factory=Counter)
     """Name -> GETs of it."""
     failing: dict[str, list[str]] = field(default_factory=dict)
-    """Name -> what happens to its next GETs: "500", "cut", "changed"; afterwards they succeed."""
+    """Name -> what happens to its next GETs: "500", "cut", "short", "changed"; afterwards they succeed."""
 
 
 @contextlib.contextmanager
@@ -42,6 +42,8 @@ def serve(folder: Path) -> Iterator[Served]:
             data = path.read_bytes()
             if kind == "changed":
                 data = data[:-600] + bytes([data[-600] ^ 1]) + data[-599:]
+            if kind == "short":  # as if it were whole
+                data = data[: len(data) // 2]
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

@@ -138,6 +138,15 @@ def test_chunks_are_read_whole_and_each_sample_once(digits, world_size, monkeypa
     )
 
 
+def test_chunks_hold_the_bytes_that_lie_at_the_offsets(digits):
+    ids = np.random.default_rng(0).permutation(N)
+    chunked = _reader(digits, False, shuffle="chunked", chunk_samples=11).source.plan(ids)
+    by_offset = _reader(digits, False).source.plan(ids)
+    chunked.prepare(N)
+    for sample_id in ids.tolist():
+        assert chunked.take(sample_id) == by_offset.take(sample_id)
+
+
 def test_a_chunk_is_let_go_when_its_last_sample_was_taken():
     loaded = []
 

@@ -125,7 +125,7 @@ def test_many_at_once_fetch_a_shard_once(served, small_shards, tmp_path):
         os.close(descriptor)
 
 
-@pytest.mark.parametrize("fault", ["500", "cut", "changed"])
+@pytest.mark.parametrize("fault", ["500", "cut", "short", "changed"])
 def test_a_server_that_recovers_does_no_harm(served, fault):
     served.failing = {"dataset.json": ["500"], "train-000003.tar": [fault, fault]}
     order, _ = epoch(reader(served.url))
@@ -134,7 +134,13 @@ def test_a_server_that_recovers_does_no_harm(served, fault):
 
 
 @pytest.mark.parametrize(
-    ("fault", "text"), [("500", "500"), ("cut", ""), ("changed", "does not have the hash of its record")]
+    ("fault", "text"),
+    [
+        ("500", "500"),
+        ("cut", ""),
+        ("short", "bytes, its record says"),
+        ("changed", "does not have the hash of its record"),
+    ],
 )
 def test_a_server_that_does_not_recover_is_one_line(served, small_shards, fault, text, tmp_path):
     served.failing = {"train-000003.tar": [fault] * 100}
