@@ -85,7 +85,7 @@ def decode_rgb(data: bytes, reduction: int = 1) -> np.ndarray:
     Both decoders are libjpeg-turbo. The faster binding takes what it decodes without a warning; everything else is
     Pillow's: other formats, CMYK, and damaged files, of which Pillow says what is wrong.
     """
-    import simplejpeg  # type: ignore[import-untyped]
+    import simplejpeg
 
     try:
         height, width = _fast_size(data)

@@ -186,7 +186,7 @@ def _open_remote(url: str) -> Any:
     protocol = url.partition("://")[0]
     options: dict[str, Any] = {}
     try:
-        import fsspec  # type: ignore[import-untyped]
+        import fsspec
 
         if protocol in ("http", "https"):
             import aiohttp
