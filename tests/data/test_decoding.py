@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pytest
-import synthetic_sources as synthetic
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+import synthetic_sources as synthetic
 from andscale.config import AugmentConfig
 from andscale.data.augment import (
     crop_and_resize,

@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-import synthetic_sources as synthetic
 
+import synthetic_sources as synthetic
 from andscale.data import downloads
 from andscale.data.sources import fetch_fashion_mnist, open_source
 from andscale.errors import RunError

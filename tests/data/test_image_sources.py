@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic_sources as synthetic
 
+import synthetic_sources as synthetic
 from andscale.data import published
 from andscale.data.prepare import PrepareOptions, prepare
 from andscale.data.published import PUBLISHED, Published

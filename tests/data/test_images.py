@@ -7,9 +7,9 @@ import zlib
 
 import numpy as np
 import pytest
-import synthetic_sources as synthetic
 from PIL import Image
 
+import synthetic_sources as synthetic
 from andscale.data.images import check_image, decode_rgb, open_rgb, read_header, read_image_bytes
 from andscale.errors import RunError
 

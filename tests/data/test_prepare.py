@@ -15,8 +15,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-import synthetic_sources as synthetic
 
+import synthetic_sources as synthetic
 from andscale.data import prepare as prepare_module
 from andscale.data import shard_writer, workers
 from andscale.data.prepare import PrepareOptions, prepare

@@ -7,9 +7,9 @@ import zlib
 
 import numpy as np
 import pytest
-import synthetic_sources as synthetic
 from PIL import Image
 
+import synthetic_sources as synthetic
 from andscale.data.images import decode_rgb
 from andscale.data.prepare import PrepareOptions, prepare
 from andscale.data.shards import load_catalogue, stream_samples

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import synthetic_sources as synthetic
 
+import synthetic_sources as synthetic
 from andscale.data.prepare import PrepareOptions, prepare
 from andscale.data.shards import load_catalogue, open_dataset, stream_samples, verify_dataset
 from andscale.errors import RunError, UsageError

@@ -9,9 +9,9 @@ import tarfile
 
 import numpy as np
 import pytest
-import synthetic_sources as synthetic
 from PIL import Image
 
+import synthetic_sources as synthetic
 from andscale.data import downloads
 from andscale.data.sources import SOURCES, RawDataset, open_source
 from andscale.errors import RunError, UsageError
