@@ -3,18 +3,22 @@
 import datetime
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from andscale.errors import UsageError
+from andscale.store.files import num_usable_cores
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 _TIMEOUT = datetime.timedelta(minutes=10)
+_POLLED_S = 0.02
+"""How long a collective on the CPU is asked for before its thread sleeps: several times a training step's longest."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,14 @@ def world_from_environment() -> World:
     )
 
 
+def cores_of_rank(world: World) -> int:
+    """Cores that a rank has to itself: as many as Slurm gave it, or its share of those that its process may use."""
+    usable = num_usable_cores()
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        return min(int(os.environ["SLURM_CPUS_PER_TASK"]), usable)
+    return max(1, usable // world.local_world_size)
+
+
 @contextmanager
 def process_group(world: World) -> "Iterator[torch.device]":
     """Join the job's process group for the time of the block; a world of one needs none.
@@ -63,8 +75,7 @@ def process_group(world: World) -> "Iterator[torch.device]":
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // world.local_world_size))
+        torch.set_num_threads(cores_of_rank(world))
     if world.world_size == 1:
         yield device
         return
@@ -84,6 +95,23 @@ def is_distributed() -> bool:
     import torch.distributed as dist
 
     return dist.is_available() and dist.is_initialized()
+
+
+def wait_for_work(work: Any, device: "torch.device") -> None:
+    """Wait for a collective that was started, on the CPU by asking again and again for a while.
+
+    A thread that sleeps until gloo wakes it waits for the scheduler besides: 2 to 3 ms on busy cores (docs/log.md), as
+    much as a tenth of a small network's step. Between two questions the core is left to whoever wants it.
+
+    Args:
+        work: what the collective returned; its ``wait`` raises when another rank is gone.
+        device: of its tensors; on a GPU the stream waits, not the host.
+    """
+    if device.type == "cpu":
+        deadline = time.monotonic() + _POLLED_S
+        while not work.is_completed() and time.monotonic() < deadline:
+            os.sched_yield()
+    work.wait()
 
 
 def all_gather_rows(rows: "torch.Tensor", counts: list[int]) -> "torch.Tensor":
@@ -106,7 +134,7 @@ def all_gather_rows(rows: "torch.Tensor", counts: list[int]) -> "torch.Tensor":
     padded = rows.new_zeros((longest, *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
+    wait_for_work(dist.all_gather(parts, padded, async_op=True), padded.device)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
@@ -115,7 +143,7 @@ def all_reduce_max(values: "torch.Tensor") -> "torch.Tensor":
     import torch.distributed as dist
 
     if is_distributed():
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        wait_for_work(dist.all_reduce(values, op=dist.ReduceOp.MAX, async_op=True), values.device)
     return values
 
 
@@ -124,7 +152,7 @@ def all_reduce_sum(values: "torch.Tensor") -> "torch.Tensor":
     import torch.distributed as dist
 
     if is_distributed():
-        dist.all_reduce(values)
+        wait_for_work(dist.all_reduce(values, async_op=True), values.device)
     return values
 
 

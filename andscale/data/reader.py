@@ -5,7 +5,6 @@ f(N, global batch size), a rank's share of a batch f(batch, world_size). Nothing
 after a stop, on any world size, reads what it would have read.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,10 +30,9 @@ from andscale.data.images import image_size
 from andscale.data.order import batch_bounds, chunked_order, epoch_order, rank_counts
 from andscale.data.samples import ReadingPlan, open_source
 from andscale.data.shards import PreparedDataset, load_catalogue
-from andscale.distributed import World, world_from_environment
+from andscale.distributed import World, cores_of_rank, world_from_environment
 from andscale.errors import UsageError
 from andscale.store.artifacts import verify_file
-from andscale.store.files import num_usable_cores
 
 __all__ = ["Batch", "SplitReader", "batch_bounds", "epoch_order", "rank_counts"]
 
@@ -104,7 +102,9 @@ class SplitReader:
         self.num_samples = len(self.catalogue.labels)
         if self.num_samples < 1:
             raise UsageError(f"{dataset.url or dataset.root} has no {split} images")
-        self._num_threads = _cores_of_rank() if config.num_workers is None else config.num_workers
+        self._num_threads = (
+            cores_of_rank(world_from_environment()) if config.num_workers is None else config.num_workers
+        )
         # a GPU has time for the colours, and whole intensities are a quarter of the bytes to copy
         self._finish_on_device = device.type != "cpu"
         record = dataset.splits[split]
@@ -285,10 +285,3 @@ def _wait_for(request: _Request, pixels: Tensor, jobs: list[Future[None]]) -> tu
     for job in jobs:
         job.result()
     return request, pixels
-
-
-def _cores_of_rank() -> int:
-    """Cores that a rank has to itself."""
-    if "SLURM_CPUS_PER_TASK" in os.environ:
-        return min(int(os.environ["SLURM_CPUS_PER_TASK"]), num_usable_cores())
-    return max(1, num_usable_cores() // world_from_environment().local_world_size)

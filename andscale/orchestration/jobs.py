@@ -56,13 +56,15 @@ class StepJob:
         else:
             env = submitit.helpers.TorchDistributedEnvironment()
             address, port = env.master_addr, env.master_port
-        os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-        return World(
+        world = World(
             rank=task.global_rank,
             world_size=task.num_tasks,
             local_rank=task.local_rank,
             local_world_size=task.num_tasks // task.num_nodes,
         )
+        os.environ.update({name.upper(): str(value) for name, value in vars(world).items()})
+        os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+        return world
 
     def _restore_cuda_devices(self) -> None:
         """Submitit's local executor hides all GPUs that were not counted out."""

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from andscale.config import OptimConfig, RunConfig
 from andscale.data.reader import Batch, rank_counts
-from andscale.distributed import World
+from andscale.distributed import World, wait_for_work
 from andscale.training.embedding import EmbeddingNetwork
 from andscale.training.finite_check import FiniteCheck
 from andscale.training.memory_bank import MemoryBank
@@ -167,4 +168,15 @@ def _data_parallel(module: nn.Module, world: World, device: torch.device) -> nn.
     )
     # running statistics are not used in training, and those of rank 0 are kept: no broadcast before every forward
     parallel.broadcast_buffers = False
+    if device.type == "cpu":
+        parallel.register_comm_hook(world.world_size, _average_on_cpu)
     return parallel
+
+
+def _average_on_cpu(world_size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """DDP's own averaging, but for how the last bucket is waited for."""
+    work = dist.all_reduce(bucket.buffer().div_(world_size), async_op=True)
+    if bucket.is_last():  # all are under way; DDP waits for the others
+        wait_for_work(work, bucket.buffer().device)
+    averaged: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return averaged

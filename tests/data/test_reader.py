@@ -174,7 +174,7 @@ def test_an_epoch_that_is_left_early_leaves_nothing_to_wait_for(digits):
 
 
 def test_threads_are_those_of_the_ranks_share_of_the_cores(digits, monkeypatch):
-    from andscale.data import reader as module
+    from andscale import distributed as module
 
     monkeypatch.setattr(module, "num_usable_cores", lambda: 16)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)

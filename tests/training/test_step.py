@@ -218,3 +218,43 @@ def test_every_rank_moves_its_own_rows_of_a_batch_and_no_other_row(rng, ids):
             if row in ids:
                 expected = torch.nn.functional.normalize(0.5 * expected + 0.5 * features[ids.index(row)], dim=0)
             torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+
+
+def _averaged_gradient(world):
+    """(gradient that DDP averaged, this rank's own, number of buckets) of a module larger than a bucket."""
+    step_module._BUCKET_MB = 0.3
+    sizes, average = [], step_module._average_on_cpu
+    step_module._average_on_cpu = lambda size, bucket: [sizes.append(len(bucket.buffer())), average(size, bucket)][1]
+    module = torch.nn.Sequential(*(torch.nn.Linear(200, 200, bias=False) for _ in range(9)))
+    parallel = step_module._data_parallel(module, world, CPU)
+    images = torch.full((4, 200), 1.0 + world.rank)
+    gradients = []
+    for network in (parallel, parallel, module):  # the second pass has the buckets in their final order
+        module.zero_grad()
+        network(images).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in module.parameters()]).numpy())
+    return gradients[1], gradients[2], len(sizes)
+
+
+def test_a_gradient_is_averaged_over_the_ranks_in_however_many_buckets_it_travels():
+    answers = run_ranks(_averaged_gradient, 3)
+    mean = np.mean([alone for _, alone, _ in answers], axis=0)
+    assert np.abs(answers[0][1] - mean).max() > 0.1 * np.abs(mean).max()
+    for averaged, _, num_buckets in answers:
+        assert num_buckets >= 6
+        np.testing.assert_allclose(averaged, mean, rtol=1e-5, atol=1e-6 * np.abs(mean).max())
+
+
+def _late_sum(world):
+    """The sum of a rank that comes later than another one polls, and what the others gave meanwhile."""
+    import time
+
+    from andscale import distributed
+
+    if world.rank == 1:
+        time.sleep(10 * distributed._POLLED_S)
+    return distributed.all_reduce_sum(torch.tensor([1.0 + world.rank])).item()
+
+
+def test_a_rank_that_is_late_is_waited_for():
+    assert run_ranks(_late_sum, 2) == [3.0, 3.0]
