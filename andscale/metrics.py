@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from andscale.store.files import errors_name, write_file
+
 _BAR_WIDTH = 28
 _TERMINAL_INTERVAL_S = 0.1
 _LOG_INTERVAL_S = 10.0
@@ -100,15 +102,13 @@ class MetricsLog:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({**values, "time_s": round(time.time(), 3)})
-        with self.path.open("a", encoding="utf-8") as file:
+        with errors_name(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def drop_after(self, epoch: int) -> None:
         """Keep the records of epochs before ``epoch`` only: those of a cut epoch are written again."""
         if not self.enabled or not self.path.exists():
             return
-        from andscale.store.files import write_file
-
         kept = [r for r in read_metrics(self.path) if r["epoch"] < epoch]
         write_file(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
 

@@ -147,8 +147,11 @@ def spread(index: Any, *, half_tables: bool = False) -> Any:
 
 
 def save(index: Any, path: Path) -> None:
-    """Write the index with its ids and its search settings."""
-    import_faiss().write_index(index, str(path))
+    """Write the index with its ids and its search settings; RunError when the disk does not take it."""
+    try:
+        import_faiss().write_index(index, str(path))
+    except RuntimeError as error:
+        raise RunError(f"{path} cannot be written: {str(error).rpartition('failed: ')[2]}") from None
 
 
 def open_index(folder: Path) -> tuple[Any, artifacts.Manifest]:

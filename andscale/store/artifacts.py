@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from andscale.errors import RunError, UsageError
-from andscale.store.files import fsync_path, hash_bytes, hash_file, write_file
+from andscale.store.files import errors_name, fsync_path, hash_bytes, hash_file, write_file
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -179,7 +179,8 @@ def publish(folder: Path, *, kind: str, provenance: Provenance, started: float |
     staging = begin(folder)
     draft = Draft(staging)
     try:
-        yield draft
+        with errors_name(folder):
+            yield draft
         commit(
             staging,
             folder,

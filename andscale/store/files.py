@@ -3,12 +3,27 @@
 import mmap
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from andscale.errors import UsageError
 
 # a mapped page counts as memory of the process: a window at a time keeps a large file from counting twice
 _WINDOW_BYTES = 64 << 20
+
+
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name ``path`` when it names no file: a full disk is noticed by ``write``, which
+    does not know whose bytes it writes.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
 
 
 def hash_file(path: Path) -> str:
@@ -39,8 +54,9 @@ def write_file(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
-        temporary.write_bytes(data)
-        fsync_path(temporary)
+        with errors_name(path):
+            temporary.write_bytes(data)
+            fsync_path(temporary)
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)

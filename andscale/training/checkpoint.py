@@ -5,6 +5,7 @@ and each rank's memory rows by sample id, so that another number of ranks can go
 function of (seed, round, epoch, step), so there is no generator state to keep.
 """
 
+import io
 import pickle
 import secrets
 import shutil
@@ -22,6 +23,7 @@ from andscale.distributed import World, barrier, gather_records
 from andscale.errors import RunError
 from andscale.store import artifacts
 from andscale.store.features import gather_by_id, shard_name, write_features
+from andscale.store.files import errors_name
 from andscale.training.memory_bank import MemoryBank
 
 KIND = "checkpoint"
@@ -60,7 +62,8 @@ def publish_from_ranks(  # noqa: PLR0913 - as artifacts.commit, plus who and how
         figures: what was measured; rank 0's counts.
     """
     (staging, *_) = gather_records(str(artifacts.begin(folder)) if world.is_main else None)
-    mine = [asdict(artifacts.seal(Path(staging) / name, rows)) for name, rows in write(Path(staging))]
+    with errors_name(folder):
+        mine = [asdict(artifacts.seal(Path(staging) / name, rows)) for name, rows in write(Path(staging))]
     files = [artifacts.FileRecord(**record) for records in gather_records(mine) for record in records]
     if world.is_main:
         artifacts.commit(
@@ -98,7 +101,9 @@ def save_checkpoint(
     def write(staging: Path) -> Iterable[tuple[str, int | None]]:
         yield from write_memory(staging, memory, world)
         if world.is_main:
-            torch.save({**state, "next_epoch": next_epoch}, staging / STATE_NAME)
+            buffer = io.BytesIO()  # given a file, torch hides why it cannot write to it
+            torch.save({**state, "next_epoch": next_epoch}, buffer)
+            (staging / STATE_NAME).write_bytes(buffer.getbuffer())
             yield STATE_NAME, None
 
     target = folder / f"epoch-{next_epoch:04d}"
