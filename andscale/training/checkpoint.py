@@ -5,7 +5,6 @@ and each rank's memory rows by sample id, so that another number of ranks can go
 function of (seed, round, epoch, step), so there is no generator state to keep.
 """
 
-import pickle
 import secrets
 import shutil
 import sys
@@ -22,6 +21,7 @@ from andscale.distributed import World, barrier, gather_records
 from andscale.errors import RunError
 from andscale.store import artifacts
 from andscale.store.features import gather_by_id, shard_name, write_features
+from andscale.store.torch_file import check_torch_file
 from andscale.training.memory_bank import MemoryBank
 
 KIND = "checkpoint"
@@ -128,8 +128,9 @@ def load_checkpoint(folder: Path, world: World, provenance: artifacts.Provenance
 
 def _load_state(path: Path) -> dict[str, Any]:
     try:
+        check_torch_file(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except Exception:  # torch's reader raises nearly anything on damaged bytes
         raise RunError(
             f"{path} is not a checkpoint of ours: remove {path.parent.parent} to start the round anew"
         ) from None
