@@ -1,16 +1,21 @@
 """Single files: hashes, writes that cannot be seen half done, places that can be written."""
 
+import json
 import mmap
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from andscale.errors import UsageError
 
 # a mapped page counts as memory of the process: a window at a time keeps a large file from counting twice
 _WINDOW_BYTES = 64 << 20
+MAX_RECORD_BYTES = 64 << 20
+"""No record (manifest, dataset.json, run.json, config) is larger: a data set of 100 million images has 3 MB."""
 
 
 @contextmanager
@@ -47,6 +52,28 @@ def hash_bytes(data: bytes) -> str:
 
     digest: str = blake3(data).hexdigest()
     return digest
+
+
+def read_record_bytes(path: Path) -> bytes:
+    """The bytes of a record that others may have written.
+
+    Raises:
+        FileNotFoundError: none there. ValueError: a pipe, a device, or more than any record has.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a plain file")
+    if status.st_size > MAX_RECORD_BYTES:
+        raise ValueError(f"more than {MAX_RECORD_BYTES} bytes")
+    return path.read_bytes()
+
+
+def parse_json(data: bytes | str) -> Any:
+    """JSON that others may have written; ValueError for everything that is none, endless nesting too."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -68,7 +68,8 @@ def load_weights(folder: Path, network: EmbeddingNetwork) -> None:
     path = folder / WEIGHTS_NAME
     try:
         network.load_state_dict(load_file(path))
-    except SafetensorError as error:
-        raise RunError(f"{path} is not a safetensors file, or it is damaged: {error}") from None
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{path} is not a safetensors file, or it is damaged: {reason}") from None
     except RuntimeError as error:
         raise RunError(f"{path} does not fit the network: {' '.join(str(error).split())[:200]}") from None

@@ -6,7 +6,6 @@ function of (seed, round, epoch, step), so there is no generator state to keep.
 """
 
 import io
-import pickle
 import secrets
 import shutil
 import sys
@@ -24,6 +23,7 @@ from andscale.errors import RunError
 from andscale.store import artifacts
 from andscale.store.features import gather_by_id, shard_name, write_features
 from andscale.store.files import errors_name
+from andscale.store.torch_file import check_torch_file
 from andscale.training.memory_bank import MemoryBank
 
 KIND = "checkpoint"
@@ -133,8 +133,9 @@ def load_checkpoint(folder: Path, world: World, provenance: artifacts.Provenance
 
 def _load_state(path: Path) -> dict[str, Any]:
     try:
+        check_torch_file(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except Exception:  # torch's reader raises nearly anything on damaged bytes
         raise RunError(
             f"{path} is not a checkpoint of ours: remove {path.parent.parent} to start the round anew"
         ) from None
