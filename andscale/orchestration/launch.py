@@ -1,20 +1,14 @@
 """Launching rounds: which run, which steps, where."""
 
-import contextlib
-import fcntl
-import json
-import os
 import socket
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from andscale.config import TIMM_PREFIX, MethodConfig, RunConfig
 from andscale.config_file import apply_overrides, build_config, load_config
 from andscale.errors import RunError, UsageError
+from andscale.orchestration.holding import Hold, hold_run
 from andscale.orchestration.records import read_job_record
 from andscale.orchestration.steps import Step, is_done, next_round, pending_steps, prerequisites, steps_of_round
 from andscale.store.files import as_place, check_writable
@@ -64,12 +58,12 @@ def launch(request: LaunchRequest) -> None:
     if steps:
         check_writable(root)
         root.mkdir(parents=True, exist_ok=True)
-        with hold_run(layout):
+        with hold_run(layout) as hold:
             if not layout.record.exists():
                 create_run(root, config, *_data_set(config))
             # another launcher may have been at work until now
             refuse_other_config(root, load_run(root).config, config)
-            _act(layout, rounds, config, cluster)
+            _act(layout, rounds, config, cluster, hold)
     if cluster != "slurm":
         _report(layout, rounds)
 
@@ -127,27 +121,6 @@ def describe_plan(layout: RunLayout, steps: list[Step], config: RunConfig, clust
             script = sbatch_script(layout, step, config, ids)
             lines += ["    " + line for line in script.splitlines()]
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def hold_run(layout: RunLayout) -> Iterator[None]:
-    """Hold the run for one launcher; the lock goes with the process, however it ends.
-
-    Raises:
-        RunError: another launcher holds it; the text says who, where and since when.
-    """
-    path = layout.root / "launcher.lock"
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{layout.root} is held by another launcher: {_holder(file)}") from None
-        except OSError as error:
-            print(f"warning: no lock on {path} ({error.strerror}): launch from one place only", file=sys.stderr)
-        file.truncate(0)
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T")}, file)
-        file.flush()
-        yield
 
 
 def resolve_run(run: Path | None) -> Path:
@@ -215,7 +188,7 @@ def _check_network(config: RunConfig) -> None:
         check_timm(config.model.backbone.removeprefix(TIMM_PREFIX), config.data.image_size)
 
 
-def _act(layout: RunLayout, rounds: range, config: RunConfig, cluster: str) -> None:
+def _act(layout: RunLayout, rounds: range, config: RunConfig, cluster: str, hold: Hold) -> None:
     steps = [step for number in rounds for step in steps_of_round(number, config.method)]
     for step in steps:
         _refuse_job_elsewhere(layout, step, cluster)
@@ -224,7 +197,7 @@ def _act(layout: RunLayout, rounds: range, config: RunConfig, cluster: str) -> N
         from andscale.orchestration.slurm_queue import settled_jobs
 
         queued = settled_jobs(layout, steps)
-        submit_chain(layout, pending_steps(layout, rounds, config.method), config, queued)
+        submit_chain(layout, pending_steps(layout, rounds, config.method), config, queued, hold)
         print(f"submitted; logs below {layout.rounds}; andscale status --run {layout.root} --follow shows it live")
     else:
         from andscale.orchestration.local import run_steps
@@ -263,12 +236,3 @@ def _report(layout: RunLayout, rounds: range) -> None:
     print(run_table(layout.root))
     for number in rounds:
         print(f"round {number} is complete")
-
-
-def _holder(file: IO[str]) -> str:
-    file.seek(0)
-    try:
-        holder = json.load(file)
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError):
-        return "it has not said who it is yet"

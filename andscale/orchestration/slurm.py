@@ -13,6 +13,7 @@ from submitit.slurm.slurm import _convert_mem, _make_sbatch_string
 
 from andscale.config import RunConfig
 from andscale.errors import RunError
+from andscale.orchestration.holding import Hold
 from andscale.orchestration.jobs import StepJob
 from andscale.orchestration.records import read_job_record, write_job_record
 from andscale.orchestration.slurm_queue import QueuedJob, cancel_job, job_comment, job_name, queued_jobs
@@ -23,7 +24,7 @@ _SUBMIT_TIMEOUT_S = 120
 
 
 def submit_chain(
-    layout: RunLayout, steps: list[Step], config: RunConfig, queued: dict[Step, QueuedJob]
+    layout: RunLayout, steps: list[Step], config: RunConfig, queued: dict[Step, QueuedJob], hold: Hold
 ) -> dict[Step, str]:
     """Submit steps, each behind the jobs whose artefacts it reads; returns their job ids.
 
@@ -34,6 +35,7 @@ def submit_chain(
         steps: what is not done, looked up *after* ``queued``: a job that ended in between has left its artefacts.
         config: the resources and Slurm settings of this launch.
         queued: the steps' jobs.
+        hold: this launcher's hold on the run.
 
     Raises:
         RunError: Slurm does not answer or refuses a job.
@@ -47,6 +49,7 @@ def submit_chain(
             jobs[step] = job.job_id
             print(f"{step}: job {job.job_id} is there already", flush=True)
             continue
+        hold.check()
         if job is not None:
             cancel_job(job.job_id)
             print(f"{step}: job {job.job_id} was behind a job that is gone: cancelled", flush=True)

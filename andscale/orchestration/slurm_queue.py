@@ -95,7 +95,7 @@ def queued_jobs(layout: RunLayout, steps: Iterable[Step], timeout_s: float = ANS
                 state=state,
                 node=node,
                 started_s=float(started) if state != "PENDING" and started.isdecimal() else None,
-                after=tuple(re.findall(r"after\w*:(\d+)", dependency)),
+                after=tuple(re.findall(r":(\d+)", dependency)),
                 reason=reason,
             )
         )

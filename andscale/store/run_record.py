@@ -15,7 +15,7 @@ from andscale.store.files import as_place, check_writable, write_file
 from andscale.store.run_layout import RunLayout
 
 FORMAT_VERSION = 1
-_LEFT_OVER = (".run.json.tmp-", ".andscale-probe-", "launcher.lock")
+_LEFT_OVER = (".run.json.tmp-", ".andscale-probe-", "launcher")
 _PACKAGES = (
     "andscale",
     "torch",
