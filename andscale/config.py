@@ -1,25 +1,22 @@
 """The typed, frozen sections of a run; ``config_file`` reads them.
 
-Every section refuses unknown keys and names the valid ones. ``[resources]`` says where and how steps are run and may
-change from launch to launch; everything else decides the results, is frozen at the first launch and hashed.
+Every section refuses unknown keys and names the valid ones. ``[resources]`` and ``[slurm]`` (``config_resources``) say
+where and how steps are run and may change from launch to launch; everything else decides the results, is frozen at the
+first launch and hashed.
 """
 
 import json
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from andscale.config_resources import ResourcesConfig, Section, SlurmConfig
 
 BACKBONES = ("small_resnet", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101")
 TIMM_PREFIX = "timm:"
 _LEAST_IMAGE_SIZE = {("alexnet", "imagenet"): 63, ("alexnet", "small"): 15}
 """Smaller images leave nothing after the last pooling: 63 -> 15 -> 7 -> 3 -> 1 and 15 -> 7 -> 3 -> 1."""
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, no silent conversions, no infinities."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -215,43 +212,6 @@ class EvaluationConfig(Section):
     linear_weight_decay: float = Field(default=1e-4, ge=0)
 
 
-class ResourcesConfig(Section):
-    """Where and how the steps run; may differ from launch to launch."""
-
-    num_nodes: int = Field(default=1, ge=1)
-    """Nodes of a training job."""
-    tasks_per_node: int = Field(default=1, ge=1)
-    """Ranks on each node of a training job; one GPU each where the node has them."""
-    index_num_nodes: int = Field(default=1, ge=1)
-    """Nodes of an index job."""
-    index_tasks_per_node: int = Field(default=1, ge=1)
-    """Ranks on each node of an index job; one GPU each where the node has them. On CPUs one rank uses all cores."""
-    evaluate_num_nodes: int = Field(default=1, ge=1)
-    """Nodes of an evaluation job."""
-    evaluate_tasks_per_node: int = Field(default=1, ge=1)
-    """Ranks on each node of an evaluation job; one GPU each where the node has them."""
-    gpus_per_node: int | None = Field(default=None, ge=0)
-    """None: all GPUs of this machine locally, and on Slurm whatever the partition gives unasked."""
-    cpus_per_task: int | None = Field(default=None, ge=1)
-    """CPUs of a training rank; None leaves Slurm its default and shares this machine's cores out locally."""
-    memory_gb: float | None = Field(default=None, gt=0)
-    """Memory a node."""
-    timeout_min: int = Field(default=1440, ge=1)
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-
-    def job_size(self, kind: str) -> tuple[int, int]:
-        """Nodes and ranks a node of a job: "train", "index" or "evaluate"."""
-        match kind:
-            case "train":
-                return self.num_nodes, self.tasks_per_node
-            case "index":
-                return self.index_num_nodes, self.index_tasks_per_node
-            case _:
-                return self.evaluate_num_nodes, self.evaluate_tasks_per_node
-
-
 class RunConfig(Section):
     """A whole run. The defaults are the published settings."""
 
@@ -265,6 +225,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     storage: StorageConfig = StorageConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    slurm: SlurmConfig = SlurmConfig()
 
     @model_validator(mode="after")
     def _batch_reaches_every_rank(self) -> "RunConfig":
@@ -290,8 +251,8 @@ class RunConfig(Section):
         return self
 
     def scientific_record(self) -> dict[str, Any]:
-        """All that decides the results: every section but ``[resources]``, as plain JSON values."""
-        return self.model_dump(mode="json", exclude={"resources"})
+        """All that decides the results: every section but ``[resources]`` and ``[slurm]``, as plain JSON values."""
+        return self.model_dump(mode="json", exclude={"resources", "slurm"})
 
     def digest(self) -> str:
         """BLAKE3 of ``scientific_record`` as canonical JSON; stands in every manifest."""

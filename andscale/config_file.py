@@ -52,10 +52,22 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             raise UsageError(f"--set {override!r} is not of the form section.key=value")
         target = result
         for section in sections:
-            target = target.setdefault(section, {})
+            if target.get(section) is None:  # a table that a recorded config leaves out
+                target[section] = {}
+            target = target[section]
             if not isinstance(target, dict):
                 raise UsageError(f"--set {override!r}: {section!r} is not a section")
         target[key] = _parse_value(text.strip())
+    return result
+
+
+def migrate(values: dict[str, Any]) -> dict[str, Any]:
+    """A recorded config as today's sections have it: partition, account and QoS once stood in ``[resources]``."""
+    result = copy.deepcopy(values)
+    resources = result.get("resources", {})
+    moved = {name: resources.pop(name) for name in ("partition", "account", "qos") if name in resources}
+    if moved:
+        result["slurm"] = moved | result.get("slurm", {})
     return result
 
 

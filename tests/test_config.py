@@ -40,6 +40,19 @@ def test_the_defaults_are_the_published_settings():
         ({"model": {"backbone": "timm:resnet18\n"}}, "or 'timm:NAME'"),
         ({"model": {"backbone": "timm:resnet18", "stem": "imagenet"}}, "timm:resnet18 has a stem of its own"),
         ({"model": {"backbone": "alexnet", "stem": "imagenet"}}, "data.image_size = 32 is too small for alexnet"),
+        (
+            {"slurm": {"train": {"partion": "x"}}},
+            "unknown key slurm.train.partion; valid here: account, additional, con",
+        ),
+        ({"slurm": {"partion": "x"}}, "qos, setup, srun_args, timeout_min, train"),
+        ({"resources": {"partition": "x"}}, "unknown key resources.partition; valid here: checkpoint_min, cpus"),
+        ({"slurm": {"partition": "a\n#SBATCH -x"}}, 'slurm.partition = "a\\n#SBATCH -x": it must be one line'),
+        ({"slurm": {"index": {"setup": ["a\nb"]}}}, "slurm.index.setup.0 = "),
+        ({"slurm": {"additional": {"job-name": "x"}}}, "'job-name' is set by andscale; what it sets itself: array, "),
+        ({"slurm": {"additional": {"partition": "x"}}}, "'partition' has a setting of its own here: partition"),
+        ({"slurm": {"additional": {"x\n#SBATCH": 1}}}, "is not a long option of sbatch"),
+        ({"slurm": {"additional": {"nice": "1\n#"}}}, "it must be one line"),
+        ({"slurm": {"additional": {"nice": False}}}, "'nice' takes a text, a number, or true"),
         ({"storage": {"feature_dtype": "int8"}}, "storage.feature_dtype = \"int8\": Input should be 'float32' or"),
     ],
 )
@@ -86,9 +99,10 @@ def test_what_a_method_cannot_do_is_refused():
 
 def test_differences_are_listed_but_resources_may_differ():
     old = build_config(MINIMAL, "test")
-    new = build_config(MINIMAL | {"method": {"num_neighbours": 5}, "resources": {"partition": "gpu"}}, "test")
+    new = build_config(MINIMAL | {"method": {"num_neighbours": 5}, "slurm": {"partition": "gpu"}}, "test")
     assert config_differences(old, new) == ["method.num_neighbours: 1 -> 5"]
-    same = build_config(MINIMAL | {"resources": {"partition": "gpu"}}, "test")
+    elsewhere = {"resources": {"num_nodes": 2}, "slurm": {"partition": "gpu", "train": {"qos": "high"}}}
+    same = build_config(MINIMAL | elsewhere, "test")
     assert config_differences(old, same) == []
     assert old.digest() == same.digest() != new.digest()
 
@@ -96,6 +110,39 @@ def test_differences_are_listed_but_resources_may_differ():
 def test_the_record_gives_the_config_again():
     config = build_config(MINIMAL, "test")
     assert build_config(json.loads(json.dumps(config.model_dump(mode="json"))), "record") == config
+
+
+def test_a_record_of_before_slurm_had_a_section_still_loads(tmp_path):
+    from andscale.store.run_record import create_run, load_run
+
+    create_run(tmp_path / "run", build_config(MINIMAL, "test"), tmp_path, "fingerprint")
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    del record["config"]["slurm"]
+    record["config"]["resources"] |= {"partition": "gpu", "account": "vision", "qos": None}
+    path.write_text(json.dumps(record))
+    config = load_run(tmp_path / "run").config
+    assert (config.slurm.partition, config.slurm.account, config.slurm.qos) == ("gpu", "vision", None)
+    assert config.digest() == record["config_hash"]
+
+
+def test_a_step_of_slurm_takes_its_own_setting_else_the_common_one_else_that_of_the_resources():
+    sections = {
+        "resources": {"tasks_per_node": 4, "index_tasks_per_node": 2, "cpus_per_task": 8, "memory_gb": 64.0},
+        "slurm": {"memory_gb": 128.0, "index": {"memory_gb": 256.0}, "evaluate": {"cpus_per_task": 3}},
+    }
+    config = build_config(MINIMAL | sections, "test")
+    found = {kind: config.slurm.of_step(kind, config.resources) for kind in ("train", "index", "evaluate")}
+    assert {kind: s.memory_gb for kind, s in found.items()} == {"train": 128, "index": 256, "evaluate": 128}
+    # four training ranks of 8 CPUs are 16 for each of the two index ranks
+    assert {kind: s.cpus_per_task for kind, s in found.items()} == {"train": 8, "index": 16, "evaluate": 3}
+    assert {s.timeout_min for s in found.values()} == {1440}
+
+
+def test_a_table_that_a_recorded_config_leaves_out_can_be_set():
+    values = build_config(MINIMAL, "test").model_dump(mode="json")
+    config = build_config(apply_overrides(values, ["slurm.additional.exclusive=true"]), "test")
+    assert config.slurm.additional == {"exclusive": True}
 
 
 def test_files_that_are_no_config_are_named(tmp_path):

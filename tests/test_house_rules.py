@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "andscale").rglob("*.py"))
 # a part may import its own and lower levels
 LEVELS = [
     {"errors"},
-    {"config", "config_file", "store"},
+    {"config", "config_file", "config_resources", "store"},
     {"metrics", "distributed"},
     {"data"},
     {"training", "indexing"},

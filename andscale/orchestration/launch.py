@@ -1,22 +1,16 @@
 """Launching rounds: which run, which steps, where."""
 
-import contextlib
-import fcntl
-import json
-import os
 import socket
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from andscale.config import TIMM_PREFIX, MethodConfig, RunConfig
 from andscale.config_file import apply_overrides, build_config, load_config
 from andscale.errors import RunError, UsageError
+from andscale.orchestration.holding import Hold, hold_run
 from andscale.orchestration.records import read_job_record
-from andscale.orchestration.steps import Step, next_round, pending_steps, prerequisites
+from andscale.orchestration.steps import Step, is_done, next_round, pending_steps, prerequisites, steps_of_round
 from andscale.store.files import as_place, check_writable
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import create_run, load_run, refuse_foreign, refuse_other_config
@@ -64,18 +58,18 @@ def launch(request: LaunchRequest) -> None:
     if steps:
         check_writable(root)
         root.mkdir(parents=True, exist_ok=True)
-        with hold_run(layout):
+        with hold_run(layout) as hold:
             if not layout.record.exists():
                 create_run(root, config, *_data_set(config))
             # another launcher may have been at work until now
             refuse_other_config(root, load_run(root).config, config)
-            _act(layout, pending_steps(layout, rounds, config.method), config, cluster)
+            _act(layout, rounds, config, cluster, hold)
     if cluster != "slurm":
         _report(layout, rounds)
 
 
 def open_run(root: Path, request: LaunchRequest) -> RunConfig:
-    """The config of this launch: the run's recorded one with this launch's ``[resources]``, or a new run's.
+    """The config of this launch: the run's recorded one with this launch's resources, or a new run's.
 
     Raises:
         UsageError: no run and no --config, a foreign folder, or a config that differs from the run's.
@@ -103,7 +97,7 @@ def choose_cluster(asked: str) -> str:
     """``slurm`` or ``local``; ``auto`` takes Slurm only when a controller answers."""
     if asked == "local":
         return asked
-    from andscale.orchestration.slurm import controller_answers
+    from andscale.orchestration.slurm_queue import controller_answers
 
     if controller_answers():
         return "slurm"
@@ -124,30 +118,9 @@ def describe_plan(layout: RunLayout, steps: list[Step], config: RunConfig, clust
             from andscale.orchestration.slurm import sbatch_script
 
             ids = [f"<{needed}>" for needed in prerequisites(step) if needed in steps]
-            script = sbatch_script(layout, step, config.resources, ids)
+            script = sbatch_script(layout, step, config, ids)
             lines += ["    " + line for line in script.splitlines()]
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def hold_run(layout: RunLayout) -> Iterator[None]:
-    """Hold the run for one launcher; the lock goes with the process, however it ends.
-
-    Raises:
-        RunError: another launcher holds it; the text says who, where and since when.
-    """
-    path = layout.root / "launcher.lock"
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{layout.root} is held by another launcher: {_holder(file)}") from None
-        except OSError as error:
-            print(f"warning: no lock on {path} ({error.strerror}): launch from one place only", file=sys.stderr)
-        file.truncate(0)
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T")}, file)
-        file.flush()
-        yield
 
 
 def resolve_run(run: Path | None) -> Path:
@@ -215,18 +188,21 @@ def _check_network(config: RunConfig) -> None:
         check_timm(config.model.backbone.removeprefix(TIMM_PREFIX), config.data.image_size)
 
 
-def _act(layout: RunLayout, steps: list[Step], config: RunConfig, cluster: str) -> None:
+def _act(layout: RunLayout, rounds: range, config: RunConfig, cluster: str, hold: Hold) -> None:
+    steps = [step for number in rounds for step in steps_of_round(number, config.method)]
     for step in steps:
         _refuse_job_elsewhere(layout, step, cluster)
     if cluster == "slurm":
         from andscale.orchestration.slurm import submit_chain
+        from andscale.orchestration.slurm_queue import settled_jobs
 
-        submit_chain(layout, steps, config.resources)
-        print(f"submitted; logs below {layout.rounds}; launch again to see what is done")
+        queued = settled_jobs(layout, steps)
+        submit_chain(layout, pending_steps(layout, rounds, config.method), config, queued, hold)
+        print(f"submitted; logs below {layout.rounds}; andscale status --run {layout.root} --follow shows it live")
     else:
         from andscale.orchestration.local import run_steps
 
-        run_steps(layout, steps, config.resources)
+        run_steps(layout, pending_steps(layout, rounds, config.method), config.resources)
 
 
 def _refuse_job_elsewhere(layout: RunLayout, step: Step, cluster: str) -> None:
@@ -238,15 +214,15 @@ def _refuse_job_elsewhere(layout: RunLayout, step: Step, cluster: str) -> None:
         if job is not None:
             raise RunError(f"{step} runs on this machine (process {job.pid}): launch with --cluster local")
     record = read_job_record(layout, step)
-    path = layout.round(step.round_number).job_record(step.kind)
-    if record is None:
+    if record is None or is_done(layout, step):
         return
+    path = layout.round(step.round_number).job_record(step.kind)
     if record.cluster == "local" and record.host != socket.gethostname():
         raise RunError(f"{step} was started on {record.host} and may still run: launch there, or remove {path}")
     if record.cluster == "slurm" and cluster == "local":
-        from andscale.orchestration.slurm import controller_answers, live_job
+        from andscale.orchestration.slurm_queue import controller_answers, queued_jobs
 
-        if not controller_answers() or live_job(layout, step) is not None:
+        if not controller_answers() or queued_jobs(layout, [step]):
             raise RunError(
                 f"{step} may still be Slurm job {record.job_id}: launch with --cluster slurm, or cancel it and remove "
                 f"{path}"
@@ -260,12 +236,3 @@ def _report(layout: RunLayout, rounds: range) -> None:
     print(run_table(layout.root))
     for number in rounds:
         print(f"round {number} is complete")
-
-
-def _holder(file: IO[str]) -> str:
-    file.seek(0)
-    try:
-        holder = json.load(file)
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError):
-        return "it has not said who it is yet"

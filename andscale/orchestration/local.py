@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import submitit
 
-from andscale.config import ResourcesConfig
+from andscale.config_resources import ResourcesConfig
 from andscale.errors import RunError
 from andscale.metrics import PROGRESS_MARK
 from andscale.orchestration.jobs import ERROR_MARK, StepJob

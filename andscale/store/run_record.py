@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from andscale.config import RunConfig
-from andscale.config_file import build_config, config_differences
+from andscale.config_file import build_config, config_differences, migrate
 from andscale.errors import UsageError
 from andscale.store.artifacts import source_commit
 from andscale.store.files import as_place, check_writable, parse_json, read_record_bytes, write_file
 from andscale.store.run_layout import RunLayout
 
 FORMAT_VERSION = 1
-_LEFT_OVER = (".run.json.tmp-", ".andscale-probe-", "launcher.lock")
+_LEFT_OVER = (".run.json.tmp-", ".andscale-probe-", "launcher")
 _PACKAGES = (
     "andscale",
     "torch",
@@ -60,7 +60,7 @@ def load_run(root: Path) -> RunRecord:
         if record["format_version"] > FORMAT_VERSION:
             raise UsageError(f"{path} has format version {record['format_version']}: a newer andscale wrote it")
         return RunRecord(
-            config=build_config(record["config"], str(path)),
+            config=build_config(migrate(record["config"]), str(path)),
             dataset_root=as_place(record["dataset"]["root"]),
             dataset_fingerprint=record["dataset"]["fingerprint"],
             versions=record["versions"],

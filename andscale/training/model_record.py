@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from andscale.config import ModelConfig, Section
+from andscale.config import ModelConfig
+from andscale.config_resources import Section
 from andscale.errors import RunError
 from andscale.store.files import read_record_bytes
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from andscale.audit.tables import run_table
-from andscale.config import ResourcesConfig
+from andscale.config_resources import ResourcesConfig
 from andscale.data.prepare import PrepareOptions, prepare
 from andscale.data.reader import SplitReader
 from andscale.data.shards import load_catalogue

@@ -3,8 +3,9 @@ import sys
 
 import pytest
 
-from andscale.config import ResourcesConfig
+from andscale.config_file import build_config
 from andscale.orchestration.slurm import sbatch_script
+from andscale.orchestration.slurm_queue import job_comment
 from andscale.orchestration.steps import Step
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import load_run
@@ -26,17 +27,35 @@ def slurm():
     cluster.stop()
 
 
+SITE = {
+    "data": {"dataset": "data/x"},
+    "resources": {
+        "num_nodes": 2, "tasks_per_node": 4, "gpus_per_node": 4, "cpus_per_task": 8, "memory_gb": 256,
+        "timeout_min": 2880,
+    },
+    "slurm": {
+        "partition": "gpu", "account": "vision", "qos": "high", "constraint": "a100|h100", "timeout_min": 1440,
+        "setup": ["module load cuda/12.4", "export NCCL_DEBUG=WARN"],
+        "srun_args": ["--container-image=/images/torch.sqsh", "--mpi=none"],
+        "additional": {"exclusive": True, "nice": 100},
+        "index": {
+            "partition": "cpu", "gpus_per_node": 0, "cpus_per_task": 64, "memory_gb": 0.5, "additional": {"nice": 0},
+        },
+        "evaluate": {"qos": "short", "timeout_min": 60, "setup": ["module load cuda/12.1"], "srun_args": []},
+    },
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["index", "train", "evaluate"])
 def test_the_sbatch_script_is_as_recorded(kind):
     from pathlib import Path
 
-    resources = ResourcesConfig(
-        num_nodes=2, tasks_per_node=4, gpus_per_node=4, cpus_per_task=8, memory_gb=256, timeout_min=2880,
-        partition="gpu", account="vision", qos="high",
-    )  # fmt: skip
     after = [] if kind == "index" else ["4711"]
-    script = sbatch_script(RunLayout(Path("runs/demo")), Step(kind, 1), resources, after)
-    assert_golden(f"sbatch-{kind}.txt", script.replace(sys.executable, "<python>").replace(str(Path.cwd()), "<here>"))
+    script = sbatch_script(RunLayout(Path("runs/demo")), Step(kind, 1), build_config(SITE, "test"), after)
+    comment = job_comment(RunLayout(Path("runs/demo")), Step(kind, 1))
+    for found, shown in ((sys.executable, "<python>"), (str(Path.cwd()), "<here>"), (comment.split(":")[1], "<run>")):
+        script = script.replace(found, shown)
+    assert_golden(f"sbatch-{kind}.txt", script)
 
 
 @pytest.mark.slurm
@@ -62,8 +81,7 @@ def test_a_whole_run_on_a_real_slurm_equals_the_one_on_this_machine(slurm, tmp_p
         logs = RunLayout(run).round(0).logs(step.kind)
         submitted = next(logs.glob("*_submission.sh")).read_text()
         after = [next(RunLayout(run).round(0).logs("train").glob("*_submission.sh")).name.split("_")[0]]
-        resources = load_run(run).config.resources
-        shown = sbatch_script(RunLayout(run), step, resources, after if step.kind == "evaluate" else [])
+        shown = sbatch_script(RunLayout(run), step, load_run(run).config, after if step.kind == "evaluate" else [])
         assert shown == submitted, "a dry run shows what is submitted"
     done = run_command("--round", "1", cwd=tmp_path / "slurm", env=slurm.environment)
     assert "round 1 is complete" in done

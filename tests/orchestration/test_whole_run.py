@@ -156,7 +156,7 @@ def test_a_failed_step_says_why_in_one_line_and_where_its_log_is(finished, tmp_p
 def test_a_second_launcher_is_told_who_holds_the_run(finished, tmp_path):
     import shutil
 
-    from andscale.orchestration.launch import hold_run
+    from andscale.orchestration.holding import hold_run
 
     shutil.copytree(finished[0] / "runs", tmp_path / "runs")
     with hold_run(RunLayout(tmp_path / "runs" / "tiny")):
