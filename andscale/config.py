@@ -219,15 +219,12 @@ class ResourcesConfig(Section):
     """Where and how the steps run; may differ from launch to launch."""
 
     num_nodes: int = Field(default=1, ge=1)
-    """Nodes of a training job."""
     tasks_per_node: int = Field(default=1, ge=1)
     """Ranks on each node of a training job; one GPU each where the node has them."""
     index_num_nodes: int = Field(default=1, ge=1)
-    """Nodes of an index job."""
     index_tasks_per_node: int = Field(default=1, ge=1)
     """Ranks on each node of an index job; one GPU each where the node has them. On CPUs one rank uses all cores."""
     evaluate_num_nodes: int = Field(default=1, ge=1)
-    """Nodes of an evaluation job."""
     evaluate_tasks_per_node: int = Field(default=1, ge=1)
     """Ranks on each node of an evaluation job; one GPU each where the node has them."""
     gpus_per_node: int | None = Field(default=None, ge=0)
@@ -235,21 +232,24 @@ class ResourcesConfig(Section):
     cpus_per_task: int | None = Field(default=None, ge=1)
     """CPUs of a training rank; None leaves Slurm its default and shares this machine's cores out locally."""
     memory_gb: float | None = Field(default=None, gt=0)
-    """Memory a node."""
     timeout_min: int = Field(default=1440, ge=1)
+    checkpoint_min: float = Field(default=15, gt=0)
+    """Minutes of training between two checkpoints; each epoch's end makes one too."""
+    max_requeues: int = Field(default=50, ge=0)
+    """How often a Slurm job puts itself into the queue again at SIGUSR2 (time limit, preemption)."""
+    hang_timeout_min: float = Field(default=10, gt=0)
+    """Minutes after which ranks give up one that does not answer; one that is gone ends the others at once."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
 
     def job_size(self, kind: str) -> tuple[int, int]:
         """Nodes and ranks a node of a job: "train", "index" or "evaluate"."""
-        match kind:
-            case "train":
-                return self.num_nodes, self.tasks_per_node
-            case "index":
-                return self.index_num_nodes, self.index_tasks_per_node
-            case _:
-                return self.evaluate_num_nodes, self.evaluate_tasks_per_node
+        if kind == "train":
+            return self.num_nodes, self.tasks_per_node
+        if kind == "index":
+            return self.index_num_nodes, self.index_tasks_per_node
+        return self.evaluate_num_nodes, self.evaluate_tasks_per_node
 
 
 class RunConfig(Section):
