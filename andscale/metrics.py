@@ -25,12 +25,22 @@ class Progress:
         unit: what is counted, for the rate (``images``).
         enabled: false on every rank but 0.
         stream: standard error by default; results go to standard output.
+        done: units that were done before; the rate is that of the others.
     """
 
-    def __init__(self, label: str, total: int, unit: str = "", *, enabled: bool = True, stream: TextIO | None = None):
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str = "",
+        *,
+        enabled: bool = True,
+        stream: TextIO | None = None,
+        done: int = 0,
+    ):
         self.label, self.total, self.unit, self.enabled = label, total, unit, enabled
         self.stream = sys.stderr if stream is None else stream
-        self.done = 0
+        self.done = self._done_before = done
         self.note = ""
         self._is_terminal = self.stream.isatty()
         self._started = self._shown = time.monotonic()
@@ -61,8 +71,9 @@ class Progress:
         """The current state as one line."""
         elapsed = max(time.monotonic() - self._started, 1e-9)
         fraction = min(self.done / self.total, 1.0) if self.total else 1.0
-        left = elapsed * (1 - fraction) / fraction if fraction > 0 else 0.0
-        rate = f", {self.done / elapsed:,.0f} {self.unit}/s" if self.unit else ""
+        per_s = (self.done - self._done_before) / elapsed
+        left = max(self.total - self.done, 0) / per_s if per_s > 0 else 0.0
+        rate = f", {per_s:,.0f} {self.unit}/s" if self.unit else ""
         when = f"{_clock(elapsed)} < {_clock(left)}"
         note = f", {self.note}" if self.note else ""
         return f"{100 * fraction:3.0f} % {self.done:,}/{self.total:,} [{when}{rate}{note}]"
