@@ -18,7 +18,7 @@ def refuse_damage(layout: RunLayout, rounds: range, method: MethodConfig) -> Non
         for step in steps_of_round(number, method):
             what = damage(layout, step)
             if what is not None:
-                raise RunError(f"{what}: launch with --rebuild to move it aside and make it again")
+                raise RunError(f"{what}: launch round {number} with --rebuild to move it aside and make it again")
 
 
 def find_unfit(layout: RunLayout, rounds: range, method: MethodConfig) -> dict[Step, str]:
