@@ -6,6 +6,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from andscale.cli_launch import RunOption, cancel_run, launch_round, show_status
 from andscale.errors import AndscaleError, UsageError
 
 app = typer.Typer(
@@ -19,49 +20,12 @@ app = typer.Typer(
 
 _INTERRUPTED = 130
 
-RunOption = Annotated[
-    Path | None, typer.Option("--run", help="Run folder; the only or newest one below runs/ by default.")
-]
 RoundOption = Annotated[int, typer.Option("--round", min=0, help="Round number.")]
 
 
-@app.command("launch")
-def launch_round(
-    round_number: Annotated[int | None, typer.Option("--round", min=0, help="One round.")] = None,
-    rounds: Annotated[str | None, typer.Option("--rounds", metavar="A-B", help="Rounds A to B.")] = None,
-    run: RunOption = None,
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file; needed to start a run.")] = None,
-    cluster: Annotated[
-        str,
-        typer.Option("--cluster", help="auto, slurm or local; auto takes Slurm when a controller answers."),
-    ] = "auto",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option("--method", help="and, or a baseline: instance, supervised, random; short for --set method.name="),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps and scripts, do nothing.")] = False,
-) -> None:
-    """Run rounds: index, train, evaluate. Launching again is safe: what is done is skipped.
-
-    Without --round or --rounds, the next round. The run's name is the config's.
-
-    \b
-    Example: python jobs/launch_round.py --rounds 0-2 --config configs/fashion_mnist_demo.toml
-    """
-    from andscale.orchestration.launch import LaunchRequest, launch
-    from andscale.orchestration.steps import parse_rounds
-
-    if round_number is not None and rounds is not None:
-        raise UsageError("--round and --rounds exclude each other")
-    asked = parse_rounds(rounds) if rounds is not None else None
-    if round_number is not None:
-        asked = range(round_number, round_number + 1)
-    settings = (*(overrides or ()), *([f"method.name={method}"] if method is not None else []))
-    launch(LaunchRequest(run, asked, config, settings, cluster, dry_run))
+launch_command = app.command("launch")(launch_round)
+status_command = app.command("status")(show_status)
+cancel_command = app.command("cancel")(cancel_run)
 
 
 @app.command("train")

@@ -8,8 +8,10 @@ from pathlib import Path
 from andscale.config import TIMM_PREFIX, MethodConfig, RunConfig
 from andscale.config_file import apply_overrides, build_config, load_config
 from andscale.errors import RunError, UsageError
+from andscale.orchestration.follow import follow
 from andscale.orchestration.holding import Hold, hold_run
 from andscale.orchestration.records import read_job_record
+from andscale.orchestration.repair import find_stale, find_unfit, move_aside, refuse_damage
 from andscale.orchestration.steps import Step, is_done, next_round, pending_steps, prerequisites, steps_of_round
 from andscale.store.files import as_place, check_writable
 from andscale.store.run_layout import RunLayout
@@ -29,6 +31,8 @@ class LaunchRequest:
     overrides: tuple[str, ...] = ()
     cluster: str = "auto"
     dry_run: bool = False
+    follow: bool = False
+    rebuild: bool = False
 
 
 def launch(request: LaunchRequest) -> None:
@@ -45,27 +49,40 @@ def launch(request: LaunchRequest) -> None:
         raise UsageError(f"{root.resolve()}: the path of a run cannot have '%' or a line break in it")
     config = open_run(root, request)
     layout = RunLayout(root)
-    rounds = _rounds(request, next_round(layout, config.method), config.method)
-    steps = pending_steps(layout, rounds, config.method)
+    rounds = _rounds(request, layout, config.method)
     if request.dry_run:
         # the scripts of a Slurm that was asked for can be shown where none answers
         cluster = request.cluster if request.cluster == "slurm" else choose_cluster(request.cluster)
-        print(describe_plan(layout, steps, config, cluster))
+        print(describe_plan(layout, _to_do(layout, rounds, config, request.rebuild), config, cluster))
         return
-    cluster = choose_cluster(request.cluster) if steps else "none"
+    if not request.rebuild and not _to_do(layout, rounds, config):
+        _report(layout, rounds)
+        return
+    cluster = choose_cluster(request.cluster)
     if cluster == "local" and max(config.resources.num_nodes, config.resources.index_num_nodes) > 1:
         raise UsageError("resources.num_nodes or index_num_nodes is above 1: a run on this machine alone has one node")
-    if steps:
-        check_writable(root)
-        root.mkdir(parents=True, exist_ok=True)
+    check_writable(root)
+    root.mkdir(parents=True, exist_ok=True)
+    unfit = find_unfit(layout, rounds, config.method) if request.rebuild else {}
+    while True:
         with hold_run(layout) as hold:
             if not layout.record.exists():
                 create_run(root, config, *_data_set(config))
             # another launcher may have been at work until now
             refuse_other_config(root, load_run(root).config, config)
+            for step, why in unfit.items():
+                move_aside(layout, step, why)
             _act(layout, rounds, config, cluster, hold)
-    if cluster != "slurm":
-        _report(layout, rounds)
+        if cluster == "slurm" and not request.follow:
+            _say_submitted(layout, request)
+            return
+        if cluster == "slurm":
+            follow(root, rounds, accept_stale=request.rebuild)
+        # what was made again may differ from what its successors were made from
+        unfit = find_stale(layout, rounds, config.method) if request.rebuild else {}
+        if not unfit:
+            break
+    _report(layout, rounds)
 
 
 def open_run(root: Path, request: LaunchRequest) -> RunConfig:
@@ -139,9 +156,24 @@ def resolve_run(run: Path | None) -> Path:
     return found[-1].parent
 
 
-def _rounds(request: LaunchRequest, first: int, method: MethodConfig) -> range:
+def _to_do(layout: RunLayout, rounds: range, config: RunConfig, rebuild: bool = False) -> list[Step]:
+    """The steps that are not done; damage is refused, or counts as not done with ``rebuild``."""
+    if rebuild:
+        unfit = find_unfit(layout, rounds, config.method)
+        for step, why in unfit.items():
+            print(f"{step} would be moved aside and made again: {why}")
+        return pending_steps(layout, rounds, config.method, frozenset(unfit))
+    refuse_damage(layout, range(max(0, rounds.start - 1), rounds.stop), config.method)
+    return pending_steps(layout, rounds, config.method)
+
+
+def _rounds(request: LaunchRequest, layout: RunLayout, method: MethodConfig) -> range:
     """The rounds asked for; with nothing asked for, the next one, or the last one when there are no more."""
-    rounds = request.rounds or range(min(first, method.last_round), min(first, method.last_round) + 1)
+    rounds = request.rounds
+    if rounds is None:
+        refuse_damage(layout, range(0 if request.rebuild else method.last_round + 1), method)
+        first = min(next_round(layout, method), method.last_round)
+        rounds = range(first, first + 1)
     if rounds.stop - 1 <= method.last_round:
         return rounds
     if method.name == "random":
@@ -198,7 +230,6 @@ def _act(layout: RunLayout, rounds: range, config: RunConfig, cluster: str, hold
 
         queued = settled_jobs(layout, steps)
         submit_chain(layout, pending_steps(layout, rounds, config.method), config, queued, hold)
-        print(f"submitted; logs below {layout.rounds}; andscale status --run {layout.root} --follow shows it live")
     else:
         from andscale.orchestration.local import run_steps
 
@@ -227,6 +258,12 @@ def _refuse_job_elsewhere(layout: RunLayout, step: Step, cluster: str) -> None:
                 f"{step} may still be Slurm job {record.job_id}: launch with --cluster slurm, or cancel it and remove "
                 f"{path}"
             )
+
+
+def _say_submitted(layout: RunLayout, request: LaunchRequest) -> None:
+    print(f"submitted; logs below {layout.rounds}; andscale status --run {layout.root} --follow shows it live")
+    if request.rebuild:
+        print("when that is done, launch with --rebuild again: what was made from another version is made again then")
 
 
 def _report(layout: RunLayout, rounds: range) -> None:

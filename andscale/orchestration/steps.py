@@ -54,25 +54,58 @@ def prerequisites(step: Step) -> list[Step]:
             return [Step("train", step.round_number)]
 
 
+def has_all_outputs(layout: RunLayout, step: Step) -> bool:
+    """Whether all artefacts of a step are there, made from whatever they were made from."""
+    return all(artifacts.is_complete(layout.root / name) for name in outputs(layout, step))
+
+
+def stale_parent(layout: RunLayout, step: Step) -> str | None:
+    """The first artefact that a step's own were made from in another version than the one that is there now."""
+    for name, kind in outputs(layout, step).items():
+        if not artifacts.is_complete(layout.root / name):
+            continue
+        for parent, digest in artifacts.load_manifest(layout.root / name, kind).provenance.parents.items():
+            folder = layout.root / parent
+            if not parent.startswith("rounds/") or not artifacts.is_complete(folder):
+                continue
+            if artifacts.load_manifest(folder, folder.name).digest != digest:
+                return parent
+    return None
+
+
+def damage(layout: RunLayout, step: Step, *, by_hash: bool = False) -> str | None:
+    """What is wrong with the artefacts of a step that are there, in one line: files that are missing or of another
+    size, and with ``by_hash`` of another content.
+    """
+    for name, kind in outputs(layout, step).items():
+        folder = layout.root / name
+        if not folder.exists():
+            continue
+        try:
+            manifest = artifacts.load_manifest(folder, kind)
+            for record in manifest.files:
+                artifacts.check_size(folder / record.name, record.bytes)
+            if by_hash:
+                artifacts.verify(folder, kind)
+        except RunError as error:
+            return str(error)
+    return None
+
+
 def is_done(layout: RunLayout, step: Step) -> bool:
     """Whether all artefacts of a step are complete and were made from what is there now.
 
     Raises:
         RunError: an artefact was made from another version of one that it depends on.
     """
-    names = outputs(layout, step)
-    if not all(artifacts.is_complete(layout.root / name) for name in names):
+    if not has_all_outputs(layout, step):
         return False
-    for name, kind in names.items():
-        for parent, digest in artifacts.load_manifest(layout.root / name, kind).provenance.parents.items():
-            folder = layout.root / parent
-            if not parent.startswith("rounds/") or not artifacts.is_complete(folder):
-                continue
-            if artifacts.load_manifest(folder, folder.name).digest != digest:
-                raise RunError(
-                    f"{layout.root / name} was made from another {parent} than the one that is there now: remove "
-                    f"{layout.round(step.round_number).root} to make the round again"
-                )
+    parent = stale_parent(layout, step)
+    if parent is not None:
+        raise RunError(
+            f"{step} of {layout.root} was made from another {parent} than the one that is there now: launch with "
+            "--rebuild to make it again"
+        )
     return True
 
 
@@ -84,20 +117,23 @@ def next_round(layout: RunLayout, method: MethodConfig) -> int:
     return number
 
 
-def pending_steps(layout: RunLayout, rounds: range, method: MethodConfig) -> list[Step]:
-    """The steps of these rounds that are not done, in order.
+def pending_steps(
+    layout: RunLayout, rounds: range, method: MethodConfig, absent: frozenset[Step] = frozenset()
+) -> list[Step]:
+    """The steps of these rounds that are not done, in order; those of ``absent`` count as not done.
 
     Raises:
         UsageError: one of them needs a step that is neither done nor among them.
     """
-    pending = [step for number in rounds for step in steps_of_round(number, method) if not is_done(layout, step)]
+    steps = [step for number in rounds for step in steps_of_round(number, method)]
+    pending = [step for step in steps if step in absent or not is_done(layout, step)]
     for step in pending:
         for needed in prerequisites(step):
             has_it = needed in steps_of_round(needed.round_number, method)
             if not has_it or needed in pending or is_done(layout, needed):
                 continue
-            absent = [name for name in outputs(layout, needed) if not artifacts.is_complete(layout.root / name)]
-            what = absent[-1].rpartition("/")[2]
+            missing = [name for name in outputs(layout, needed) if not artifacts.is_complete(layout.root / name)]
+            what = missing[-1].rpartition("/")[2]
             raise UsageError(f"round {needed.round_number} has no {what}: run --round {needed.round_number} first")
     return pending
 

@@ -1,4 +1,7 @@
+import json
 import os
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -10,7 +13,7 @@ from andscale.orchestration.steps import Step
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import load_run
 from golden import assert_golden
-from slurm_cluster import SlurmCluster, missing_programs
+from slurm_cluster import SlurmCluster, missing_programs, wait_for
 from whole_runs import assert_same_run, run_command, write_config
 
 
@@ -69,10 +72,13 @@ def test_a_whole_run_on_a_real_slurm_equals_the_one_on_this_machine(slurm, tmp_p
     output = run_command(*arguments, *two_nodes, cwd=tmp_path / "slurm", env=slurm.environment)  # --cluster auto
     assert "train round 0: job " in output
     assert ", after job " in output
-    again = run_command(*arguments, cwd=tmp_path / "slurm", env=slurm.environment)
+    again = run_command(*arguments, "--follow", cwd=tmp_path / "slurm", env=slurm.environment)
     assert again.count(" is there already") == 5, "live jobs are found, not submitted twice"
     assert len(slurm.states()) == 5
-    slurm.wait_until_empty(timeout_s=200)
+    for step in ("train round 0", "index round 1", "evaluate round 1"):
+        assert f"\n{step} done 2" in again
+    assert "round 1 is complete" in again
+    slurm.wait_until_empty(timeout_s=30)
     assert set(slurm.states().values()) == {"COMPLETED"}
     logs = RunLayout(tmp_path / "slurm" / "runs" / "tiny").round(1).logs("index")
     assert any("cpu float32 on 2 ranks" in log.read_text() for log in logs.glob("*_0_log.out"))
@@ -116,3 +122,37 @@ def test_jobs_behind_a_failed_one_are_cancelled_and_a_new_launch_makes_them_agai
     run_command(*arguments, cwd=tmp_path, env=slurm.environment)
     slurm.wait_until_empty(timeout_s=100)
     assert "round 0 is complete" in run_command(*arguments, cwd=tmp_path, env=slurm.environment)
+
+
+@pytest.mark.slurm
+def test_a_lost_answer_leads_to_no_second_job_and_a_running_chain_is_shown_and_cancelled(slurm, tmp_path, digits):
+    config = write_config(tmp_path, digits)
+    arguments = ("--rounds", "0-1", "--config", config, "--set", "optim.num_epochs=500")
+    known = set(slurm.states())
+    (tmp_path / "bin").mkdir()
+    real = shutil.which("sbatch", path=slurm.environment["PATH"])
+    (tmp_path / "bin" / "sbatch").write_text(f'#!/bin/sh\n{real} "$@" > /dev/null\nexit 1\n')
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    deaf = slurm.environment | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{slurm.environment['PATH']}"}
+    output = run_command(*arguments, cwd=tmp_path, env=deaf)
+    assert output.count("sbatch's answer was lost") == 5
+    run = tmp_path / "runs" / "tiny"
+
+    def shown():
+        code = "from andscale.cli import main; main()"
+        line = [sys.executable, "-c", code, "status", "--run", str(run), "--json"]
+        env = os.environ | slurm.environment
+        answer = subprocess.run(line, env=env, capture_output=True, text=True, check=True)
+        return json.loads(answer.stdout)["steps"]
+
+    assert "is there already" in run_command(*arguments, cwd=tmp_path, env=slurm.environment)
+    assert len(set(slurm.states()) - known) == 5
+    wait_for(lambda: shown()[0]["fraction"], "progress of the first step", timeout_s=60)
+    first, second, *_ = shown()
+    assert (first["state"], first["node"], first["doing"][:20]) == ("running", "127.0.0.1", "train round 0 epoch ")
+    assert (second["state"], second["waits_for"]) == ("waiting", "train round 0")
+    line = [sys.executable, "-c", "from andscale.cli import main; main()", "cancel", "--run", str(run)]
+    said = subprocess.run(line, env=os.environ | slurm.environment, capture_output=True, text=True, check=True).stdout
+    assert said.count("cancelled ") == 5
+    states = {job: state for job, state in slurm.states().items() if job not in known}
+    assert set(states.values()) == {"CANCELLED"}

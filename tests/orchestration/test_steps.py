@@ -73,7 +73,7 @@ def test_an_artefact_of_another_parent_is_stale(layout):
     assert is_done(layout, Step("index", 1))
     path = layout.round(0).memory / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"parents": {"dataset": "x"}}))
-    with pytest.raises(RunError, match="was made from another rounds/00/memory than the one that is there now: remove"):
+    with pytest.raises(RunError, match="was made from another rounds/00/memory than the one that is there now: launch"):
         is_done(layout, Step("index", 1))
 
 

@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import duckdb
@@ -143,14 +144,60 @@ def test_a_failed_step_says_why_in_one_line_and_where_its_log_is(finished, tmp_p
 
     shutil.copytree(finished[0] / "runs", tmp_path / "runs")
     path = next((tmp_path / "runs" / "tiny" / "rounds" / "01" / "memory").glob("*00001-of*"))
-    os.truncate(path, path.stat().st_size - 1)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)  # of the same size: the job that reads it finds it
     answer = subprocess.run(command("--round", "2", *LOCAL), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     (line,) = [text for text in answer.stderr.splitlines() if text.startswith("error: ")]
     assert line.startswith("error: index round 2 failed: ")
-    assert f"{path.name} has " in line
-    assert "it is damaged (log: " in line
+    assert f"{path.name} does not have the hash of its record: it is damaged (log: " in line
     assert not (tmp_path / "runs" / "tiny" / "rounds" / "02" / "neighbourhoods").exists()
+    shown = json.loads(andscale("status", "--run", "runs/tiny", "--json", cwd=tmp_path))
+    (failed,) = [step for step in shown["steps"] if step["state"] == "failed"]
+    assert (failed["step"], failed["round"]) == ("index", 2)
+    assert f"{path.name} does not have the hash of its record" in failed["why"]
+    assert failed["log"] in line
+
+    # rounds 0 and 1 as they were: the memory is made again of the last checkpoint, and round 2 goes on
+    output = run_command("--rounds", "1-1", "--rebuild", *LOCAL, cwd=tmp_path)
+    assert "train round 1 is made again: " in output
+    assert_same_run(finished[0] / "runs" / "tiny", tmp_path / "runs" / "tiny", (1,))
+    assert {state for _, state in steps_of(tmp_path)[:5]} == {"done"}
+
+
+def andscale(*arguments, cwd):
+    """The console script."""
+    code = "from andscale.cli import main; main()"
+    answer = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def steps_of(folder):
+    """(step and round, state) of all steps of the run."""
+    shown = json.loads(andscale("status", "--run", "runs/tiny", "--json", cwd=folder))
+    return [(f"{step['step']} {step['round']}", step["state"]) for step in shown["steps"]]
+
+
+def test_a_run_on_this_machine_is_shown_from_another_terminal_and_cancelled_from_there(tmp_path, digits):
+    config = write_config(tmp_path, digits)
+    arguments = ("--round", "0", "--config", config, "--set", "optim.num_epochs=500", *LOCAL)
+    launcher = subprocess.Popen(command(*arguments), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    record = tmp_path / "runs" / "tiny" / "rounds" / "00" / "jobs" / "train.json"
+    wait_for(record.exists, "the job's record")
+    job = json.loads(record.read_text())["job_id"]
+    shown = andscale("status", "--run", "runs/tiny", cwd=tmp_path)
+    assert f"launching now: process {launcher.pid} on " in shown
+    assert f"process {job}" in next(line for line in shown.splitlines() if line.startswith("train round 0"))
+    assert steps_of(tmp_path)[:2] == [("train 0", "running"), ("evaluate 0", "absent")]
+    assert f"cancelled train round 0: process {job}" in andscale("cancel", "--run", "runs/tiny", cwd=tmp_path)
+    _, said = launcher.communicate(timeout=30)
+    assert launcher.returncode == 1
+    assert "train round 0 failed" in said
+    assert "nothing of runs/tiny waits or runs" in andscale("cancel", "--run", "runs/tiny", cwd=tmp_path)
 
 
 def test_a_second_launcher_is_told_who_holds_the_run(finished, tmp_path):
