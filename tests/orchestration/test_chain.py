@@ -67,12 +67,14 @@ def test_a_lost_answer_of_sbatch_does_not_lead_to_a_second_job(slurm, run, capsy
     assert (run.round(0).logs("train") / f"{first}_submitted.pkl").exists(), "the job waits for what it runs"
 
 
-def test_a_launcher_killed_right_after_sbatch_leaves_a_job_that_the_next_one_completes(slurm, run):
+@pytest.mark.parametrize("lost", [("record",), ("pickle",), ("record", "pickle")])
+def test_a_launcher_killed_right_after_sbatch_leaves_a_job_that_the_next_one_completes(slurm, run, lost):
     launch_rounds(run)
     record, logs = run.round(0).job_record("train"), run.round(0).logs("train")
     first = slurm.ids()["train:0"]
-    record.unlink()
-    (logs / f"{first}_submitted.pkl").unlink()
+    paths = {"record": record, "pickle": logs / f"{first}_submitted.pkl"}
+    for name in lost:
+        paths[name].unlink()
     launch_rounds(run)
     assert slurm.num_submitted() == 5
     assert read_job_record(run, Step("train", 0)).job_id == first
