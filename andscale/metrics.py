@@ -120,16 +120,21 @@ class MetricsLog:
         """Keep the records of epochs before ``epoch`` only: those of a cut epoch are written again."""
         if not self.enabled or not self.path.exists():
             return
-        kept = [r for r in read_metrics(self.path) if r["epoch"] < epoch]
+        kept = [r for r in read_metrics(self.path) if type(r.get("epoch")) is int and r["epoch"] < epoch]
         write_file(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; a cut last line is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The records of a ``metrics.jsonl`` up to the first line that is none: a cut last line is left out."""
+    from andscale.store.files import parse_json
+
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = parse_json(line)
         except ValueError:
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records
