@@ -10,7 +10,7 @@ from types import FrameType
 import psutil
 import submitit
 
-from andscale.config import ResourcesConfig
+from andscale.config_resources import ResourcesConfig
 from andscale.distributed import PeerLostError, World
 from andscale.errors import AndscaleError
 from andscale.orchestration.reasons import ERROR_MARK, LOST_MARK

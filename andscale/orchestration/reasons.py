@@ -12,7 +12,13 @@ _START = "Starting with JobEnvironment("
 
 
 def why_it_failed(folder: Path, job_id: str) -> str:
-    """The reason of the rank that failed first, not of those that lost it; and the path of its log.
+    """What ``culprit`` finds, as one line."""
+    reason, log = culprit(folder, job_id)
+    return f"{reason} (log: {log})"
+
+
+def culprit(folder: Path, job_id: str) -> tuple[str, Path]:
+    """The reason of the rank that failed first, not of those that lost it; and its log.
 
     Args:
         folder: of the step's logs.
@@ -23,21 +29,20 @@ def why_it_failed(folder: Path, job_id: str) -> str:
     for path, lines in attempts.items():
         said = _last_marked(lines, ERROR_MARK)
         if said is not None:
-            return f"{said} (log: {path})"
+            return said, path
     lost = {path: said for path, lines in attempts.items() if (said := _last_marked(lines, LOST_MARK)) is not None}
     silent = [path for path in logs if path not in lost]
     if lost and silent:
         names = ", ".join(str(_rank(path)) for path in silent)
-        return (
-            f"rank {names} was killed, or hung, without a word (is memory short?); {next(iter(lost.values()))} "
-            f"(log: {silent[0]})"
-        )
+        words = next(iter(lost.values()))
+        return f"rank {names} was killed, or hung, without a word (is memory short?); {words}", silent[0]
     if lost:
         path, said = next(iter(lost.items()))
-        return f"{said} (log: {path})"
+        return said, path
     first = folder / f"{job_id}_0_log.out"
-    last = next((line for line in reversed(attempts.get(first, [])) if line.strip()), "it ended without a word")
-    return f"{last} (log: {first})"
+    spoken = (line for line in reversed(attempts.get(first, [])) if line.strip() and not line.startswith("submitit "))
+    last = next(spoken, None)
+    return "it ended without a word" + (f", the last was: {last}" if last else ""), first
 
 
 def _last_attempt(log: Path) -> list[str]:
