@@ -42,7 +42,7 @@ class FakeSlurm:
         monkeypatch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
 
     def switch(self, name):
-        """``lose`` the next answer of sbatch or let it ``hang``, ``refuse`` every job, squeue is ``down`` or ``slow``."""
+        """``lose`` sbatch's next answer or let it ``hang``, ``refuse`` every job, squeue is ``down`` or ``slow``."""
         (self.root / name).touch()
 
     def jobs(self):
