@@ -12,6 +12,7 @@ cp "$script" $D/scripts/$id
 after=$(get dependency)
 echo "$id|PENDING|$(get job-name)|$(get comment)||N/A|${after:-(null)}|Priority" > $D/jobs/$id
 [ -e $D/lose ] && { rm $D/lose; echo "sbatch: error: Socket timed out on send/recv operation" >&2; exit 1; }
+[ -e $D/hang ] && { rm $D/hang; exec sleep 30; }
 echo $id
 """,
     "squeue": """\
@@ -41,7 +42,7 @@ class FakeSlurm:
         monkeypatch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
 
     def switch(self, name):
-        """``lose`` the next answer of sbatch, ``refuse`` every job, squeue is ``down`` or ``slow``."""
+        """``lose`` sbatch's next answer or let it ``hang``, ``refuse`` every job, squeue is ``down`` or ``slow``."""
         (self.root / name).touch()
 
     def jobs(self):

@@ -3,6 +3,7 @@
 import pytest
 
 from andscale.errors import RunError
+from andscale.orchestration import slurm as submitting
 from andscale.orchestration.launch import LaunchRequest, launch
 from andscale.orchestration.records import read_job_record
 from andscale.orchestration.steps import Step, outputs
@@ -57,10 +58,14 @@ def test_runs_of_the_same_name_in_two_folders_do_not_take_each_others_jobs(slurm
     assert slurm.num_submitted() == 4
 
 
-def test_a_lost_answer_of_sbatch_does_not_lead_to_a_second_job(slurm, run, capsys):
-    slurm.switch("lose")
+@pytest.mark.parametrize(
+    ("way", "why"), [("lose", "sbatch: error: Socket timed out on"), ("hang", "sbatch did not answer within 1 s")]
+)
+def test_a_lost_answer_of_sbatch_does_not_lead_to_a_second_job(slurm, run, capsys, monkeypatch, way, why):
+    monkeypatch.setattr(submitting, "_SUBMIT_TIMEOUT_S", 1)
+    slurm.switch(way)
     launch_rounds(run)
-    assert "train round 0: sbatch's answer was lost (sbatch: error: Socket timed out" in capsys.readouterr().out
+    assert f"train round 0: sbatch's answer was lost ({why}" in capsys.readouterr().out
     assert slurm.num_submitted() == 5
     first = slurm.ids()["train:0"]
     assert read_job_record(run, Step("train", 0)).job_id == first
