@@ -1,14 +1,24 @@
 # make demo: a whole run on real images. make test: the tests. make bench, make bench-gpu: ours beside its peers.
+# make chaos: a run that is killed 200 times. make fuzz: damaged files for every reader, ten minutes a format.
 # All make the environment they need.
 PYTHON_IN_ENV = .venv/bin/python
 
-.PHONY: demo test check bench bench-gpu env format lint types slurm
+# a file's tests stay together, for what they share is made once; many of them wait for jobs that start
+IN_PARALLEL = -n 3 --dist loadfile
+
+.PHONY: demo test check bench bench-gpu chaos fuzz env format lint types slurm
 
 demo: env
 	$(PYTHON_IN_ENV) tools/demo.py $(if $(FASHION_MNIST),--folder "$(FASHION_MNIST)")
 
 test: env slurm
-	$(PYTHON_IN_ENV) -m pytest $(TESTS)
+	$(PYTHON_IN_ENV) -m pytest $(if $(TESTS),$(TESTS),$(IN_PARALLEL))
+
+chaos: env slurm
+	ANDSCALE_KILLS=200 $(PYTHON_IN_ENV) -m pytest -s --timeout 0 tests/faults/test_kills.py
+
+fuzz: env
+	ANDSCALE_FUZZ_SECONDS=$(or $(SECONDS),600) $(PYTHON_IN_ENV) -m pytest --timeout 0 tests/security
 
 check: env
 	.venv/bin/ruff format --check .

@@ -175,6 +175,32 @@ def prepare_shards(
     print(f"{'every hash is right' if verify else 'prepared'}: {dataset.root} ({counts})")
 
 
+@app.command("doctor")
+def doctor(
+    run: Annotated[Path | None, typer.Option("--run", help="Where runs are written; runs/ by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False,
+) -> None:
+    """Look at this machine: packages, GPUs, FAISS, collectives, Slurm, disk; every complaint comes with its fix.
+
+    What can be tried is tried: a search on GPUs against the CPU's, an all-reduce of two processes, writes, renames and
+    locks in the run's folder. The exit code is 1 when there is a problem; warnings do not count.
+
+    \b
+    Example: python tools/doctor.py --run runs/fashion_mnist_demo
+    """
+    from andscale.doctor.examine import as_json as to_json
+    from andscale.doctor.examine import as_line, examine, is_healthy, summary
+
+    findings = []
+    for finding in examine(run or Path("runs")):
+        findings.append(finding)
+        if not as_json:
+            print(as_line(finding), flush=True)
+    print(to_json(findings) if as_json else summary(findings))
+    if not is_healthy(findings):
+        raise typer.Exit(1)
+
+
 @app.command("demo")
 def demo(
     folder: Annotated[

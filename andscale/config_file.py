@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from andscale.config import RunConfig
 from andscale.errors import UsageError
+from andscale.store.files import read_record_bytes
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -19,12 +20,12 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         UsageError: no such file, not TOML, an unknown key (the valid ones are listed), a value out of range.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_record_bytes(path).decode())
     except FileNotFoundError:
         raise UsageError(f"no config file {path}: the ones at hand are in configs/") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError, numbers of endless digits
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     return build_config(apply_overrides(values, overrides or []), str(path))
 

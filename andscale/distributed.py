@@ -4,31 +4,33 @@ import datetime
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from andscale.errors import UsageError
+from andscale.errors import AndscaleError, RunError, UsageError
 from andscale.store.files import num_usable_cores
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-_TIMEOUT = datetime.timedelta(minutes=10)
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "imed out", "imeout")
+"""What gloo, NCCL and their store say when another rank is gone, or does not answer."""
 _POLLED_S = 0.02
 """How long a collective on the CPU is asked for before its thread sleeps: several times a training step's longest."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all processes of a job."""
+    """This process among all processes of a job; it gives up a rank that does not answer for ``hang_timeout_min``."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
+    hang_timeout_min: float = 10.0
 
     @property
     def is_main(self) -> bool:
@@ -37,13 +39,16 @@ class World:
 
 
 def world_from_environment() -> World:
-    """The world that torchrun or the orchestrator describes in RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE."""
+    """The world that torchrun or the orchestrator describes in RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, and
+    the orchestrator in HANG_TIMEOUT_MIN.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     return World(
         rank=int(os.environ.get("RANK", "0")),
         world_size=size,
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
+        hang_timeout_min=float(os.environ.get("HANG_TIMEOUT_MIN", "10")),
     )
 
 
@@ -61,6 +66,9 @@ def process_group(world: World) -> "Iterator[torch.device]":
 
     Yields:
         The device of this rank: its GPU with NCCL, or the CPU with gloo and this rank's share of the cores.
+
+    Raises:
+        PeerLostError: another rank is gone, or did not answer in time.
     """
     import torch
     import torch.distributed as dist
@@ -81,13 +89,22 @@ def process_group(world: World) -> "Iterator[torch.device]":
         return
     # both backends: tensors of a GPU go through NCCL, hashes and other small records through gloo
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, rank=world.rank, world_size=world.world_size, timeout=_TIMEOUT, init_method="env://"
-    )
+    timeout = datetime.timedelta(minutes=world.hang_timeout_min)
     try:
+        dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timeout)
         yield device
+    except RuntimeError as error:
+        if isinstance(error, AndscaleError) or not any(words in str(error) for words in _LOST):
+            raise
+        reason = next(line for line in str(error).splitlines() if any(words in line for words in _LOST))
+        raise PeerLostError(f"rank {world.rank} lost another rank: {reason}") from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class PeerLostError(RunError):
+    """Another rank is gone, or does not answer: its own log says why, if anything does."""
 
 
 def is_distributed() -> bool:
@@ -145,6 +162,16 @@ def all_reduce_max(values: "torch.Tensor") -> "torch.Tensor":
     if is_distributed():
         wait_for_work(dist.all_reduce(values, op=dist.ReduceOp.MAX, async_op=True), values.device)
     return values
+
+
+def start_all_reduce_max(values: "torch.Tensor") -> "Callable[[], None]":
+    """Start the element-wise maximum over the ranks, in place; what it returns waits for its end."""
+    import torch.distributed as dist
+
+    if not is_distributed():
+        return lambda: None
+    work = dist.all_reduce(values, op=dist.ReduceOp.MAX, async_op=True)
+    return lambda: wait_for_work(work, values.device)
 
 
 def all_reduce_sum(values: "torch.Tensor") -> "torch.Tensor":

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from andscale.store.files import errors_name, write_file
+
 _BAR_WIDTH = 28
 _TERMINAL_INTERVAL_S = 0.1
 _LOG_INTERVAL_S = 10.0
@@ -23,12 +25,22 @@ class Progress:
         unit: what is counted, for the rate (``images``).
         enabled: false on every rank but 0.
         stream: standard error by default; results go to standard output.
+        done: units that were done before; the rate is that of the others.
     """
 
-    def __init__(self, label: str, total: int, unit: str = "", *, enabled: bool = True, stream: TextIO | None = None):
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str = "",
+        *,
+        enabled: bool = True,
+        stream: TextIO | None = None,
+        done: int = 0,
+    ):
         self.label, self.total, self.unit, self.enabled = label, total, unit, enabled
         self.stream = sys.stderr if stream is None else stream
-        self.done = 0
+        self.done = self._done_before = done
         self.note = ""
         self._is_terminal = self.stream.isatty()
         self._started = self._shown = time.monotonic()
@@ -59,8 +71,9 @@ class Progress:
         """The current state as one line."""
         elapsed = max(time.monotonic() - self._started, 1e-9)
         fraction = min(self.done / self.total, 1.0) if self.total else 1.0
-        left = elapsed * (1 - fraction) / fraction if fraction > 0 else 0.0
-        rate = f", {self.done / elapsed:,.0f} {self.unit}/s" if self.unit else ""
+        per_s = (self.done - self._done_before) / elapsed
+        left = max(self.total - self.done, 0) / per_s if per_s > 0 else 0.0
+        rate = f", {per_s:,.0f} {self.unit}/s" if self.unit else ""
         when = f"{_clock(elapsed)} < {_clock(left)}"
         note = f", {self.note}" if self.note else ""
         return f"{100 * fraction:3.0f} % {self.done:,}/{self.total:,} [{when}{rate}{note}]"
@@ -100,25 +113,28 @@ class MetricsLog:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({**values, "time_s": round(time.time(), 3)})
-        with self.path.open("a", encoding="utf-8") as file:
+        with errors_name(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def drop_after(self, epoch: int) -> None:
         """Keep the records of epochs before ``epoch`` only: those of a cut epoch are written again."""
         if not self.enabled or not self.path.exists():
             return
-        from andscale.store.files import write_file
-
-        kept = [r for r in read_metrics(self.path) if r["epoch"] < epoch]
+        kept = [r for r in read_metrics(self.path) if type(r.get("epoch")) is int and r["epoch"] < epoch]
         write_file(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; a cut last line is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The records of a ``metrics.jsonl`` up to the first line that is none: a cut last line is left out."""
+    from andscale.store.files import parse_json
+
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = parse_json(line)
         except ValueError:
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records

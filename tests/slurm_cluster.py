@@ -48,7 +48,12 @@ MinJobAge=86400
 FirstJobId={first_job}
 NodeName=127.0.0.1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=4000
 NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=4000
-PartitionName=main Nodes=127.0.0.1,localhost Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+PartitionName=main Nodes=127.0.0.1,localhost Default=YES MaxTime=INFINITE State=UP PreemptMode=OFF
+PartitionName=low Nodes=127.0.0.1,localhost MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=REQUEUE GraceTime=20
+PartitionName=high Nodes=127.0.0.1,localhost MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 """
 
 
@@ -102,11 +107,15 @@ class SlurmCluster:
             "munged", "--foreground", f"--socket={self.root}/munge.sock", *(f"--{f}={munge}/{f[:-5]}" for f in files)
         )
         wait_for((self.root / "munge.sock").exists, "munged's socket")
-        self._spawn("slurmctld", "-D", "-i", "-f", str(self.root / "slurm.conf"))
-        wait_for(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld")
+        self.start_controller()
         for node in ("127.0.0.1", "localhost"):
             self._spawn("slurmd", "-D", "-N", node, "-f", str(self.root / "slurm.conf"))
-        wait_for(lambda: self.run("sinfo", "-Nh", "-o", "%T").split() == ["idle", "idle"], "both nodes idle")
+        wait_for(lambda: set(self.run("sinfo", "-Nh", "-o", "%T").split()) == {"idle"}, "both nodes idle")
+
+    def start_controller(self):
+        """Start slurmctld; one that was killed finds its jobs again."""
+        self.controller = self._spawn("slurmctld", "-D", "-i", "-f", str(self.root / "slurm.conf"))
+        wait_for(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld")
 
     def _spawn(self, *command):
         log = (self.root / f"{command[0]}.out").open("ab")
@@ -119,6 +128,7 @@ class SlurmCluster:
             preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),  # goes with a killed test run
         )
         self._daemons.append(process)
+        return process
 
     def run(self, *command, check=True):
         """Standard output of a client program."""

@@ -18,7 +18,7 @@ LEVELS = [
     {"training", "indexing"},
     {"evaluation"},
     {"audit", "service"},
-    {"orchestration"},
+    {"orchestration", "doctor"},
     {"cli", "cli_launch", "door", "__init__"},
 ]
 LIBRARIES = {

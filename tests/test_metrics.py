@@ -48,6 +48,15 @@ def test_ranks_that_are_not_the_first_show_nothing():
     assert stream.getvalue() == ""
 
 
+def test_the_rate_of_an_epoch_that_goes_on_is_that_of_what_is_done_now(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("andscale.metrics.time.monotonic", lambda: now[0])
+    progress = Progress("train", 1000, "images", stream=io.StringIO(), done=600)
+    now[0] += 10
+    progress.advance(100)
+    assert progress.line() == " 70 % 700/1,000 [0:10 < 0:30, 10 images/s]"
+
+
 def test_metrics_of_a_cut_epoch_are_dropped_with_a_cut_line(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for epoch in range(3):

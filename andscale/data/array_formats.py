@@ -1,21 +1,26 @@
 """Files that hold many images as one array: IDX, CIFAR's pickles, SVHN's .mat; read into numpy, nothing executed."""
 
-import gzip
-import io
 import math
-import pickle
+import shutil
 import struct
-import tarfile
-import zlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from andscale.data.plain_pickle import InertArray, load_plain_pickle
+from andscale.data.tar_archives import list_members, open_archive
+from andscale.data.unpacking import GZIP_MAGIC, unpack_bytes
 from andscale.errors import RunError, UsageError
+from andscale.store.rehearsal import rehearse
 
 _IDX_UINT8 = 0x08
 _CIFAR_FORM = (3, 32, 32)
+_MAX_BATCH_BYTES = 1 << 30
+_MAT_ROOM_BYTES = 2 << 30
 
 
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
@@ -24,12 +29,9 @@ def read_idx(path: Path, num_axes: int) -> np.ndarray:
     Raises:
         RunError: another magic number, truncated, longer than its header says, damaged compression.
     """
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error):
-            raise RunError(f"{path} is damaged: its gzip data do not unpack") from None
+    with path.open("rb") as file:
+        is_packed = file.read(2) == GZIP_MAGIC
+    data = unpack_bytes(path) if is_packed else path.read_bytes()
     header = 4 + 4 * num_axes
     if len(data) < header or data[:4] != bytes([0, 0, _IDX_UINT8, num_axes]):
         raise RunError(f"{path} is not an IDX file of unsigned bytes with {num_axes} axes")
@@ -75,11 +77,42 @@ def load_mat(source: str, where: str, file: Path | BinaryIO, *names: str) -> lis
         raise UsageError(
             f"{source} needs scipy: install andscale with its extra, pip install 'andscale[sources]'"
         ) from None
+    with _file_of(file) as path:
+        rehearse("andscale.data.array_formats:try_mat", path, *names, where=where, room_bytes=_MAT_ROOM_BYTES)
     try:
         content = loadmat(file, variable_names=names)
         return [content[name] for name in names]
     except Exception as error:  # loadmat raises nearly anything on damaged bytes
         raise RunError(f"{where} is not a .mat file of {source}, or it is damaged: {type(error).__name__}") from None
+
+
+def try_mat(path: str, *names: str) -> None:
+    """Read variables of a .mat file and drop them; for a child process, in which it may crash.
+
+    Raises:
+        RunError: it asks for more memory than its size allows. What else scipy has to say is left to ``load_mat``.
+    """
+    from scipy.io import loadmat
+
+    try:
+        loadmat(path, variable_names=names)
+    except MemoryError:
+        raise RunError("it asks for more memory than its size allows") from None
+    except Exception:  # as above
+        return
+
+
+@contextmanager
+def _file_of(file: Path | BinaryIO) -> Iterator[Path]:
+    """``file`` as a path; a stream's bytes are there until the block ends."""
+    if isinstance(file, Path):
+        yield file
+        return
+    with tempfile.NamedTemporaryFile(prefix="andscale-", suffix=".mat") as copy:
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        file.seek(0)
+        yield Path(copy.name)
 
 
 class CifarFiles:
@@ -108,7 +141,7 @@ class CifarFiles:
         """
         where, content = self._load(name)
         images, labels = content.get("data"), content.get(label_key)
-        if not isinstance(images, _InertArray) or not isinstance(labels, list):
+        if not isinstance(images, InertArray) or not isinstance(labels, list):
             raise RunError(f"{where} has no images 'data' with labels {label_key!r}")
         pixels = images.to_numpy(where)
         if pixels.ndim != 2 or pixels.shape[1] != math.prod(_CIFAR_FORM) or len(pixels) != len(labels):
@@ -140,99 +173,14 @@ class CifarFiles:
     def _read_archive(self) -> dict[str, bytes]:
         """The regular files below ``base/`` by name, held in memory: nothing is extracted to a path."""
         contents = {}
-        try:
-            with tarfile.open(self.archive, "r:gz") as tar:
-                for member in tar:
-                    folder, _, name = member.name.partition("/")
-                    stream = tar.extractfile(member) if member.isfile() and folder == self.base else None
-                    if stream is not None:
-                        contents[name] = stream.read()
-        except (tarfile.TarError, OSError, EOFError, zlib.error):
-            raise RunError(f"{self.archive} is not a whole .tar.gz archive") from None
+        plain = open_archive(self.archive)
+        with plain.open("rb") as file:
+            for member in list_members(plain, str(self.archive)):
+                folder, _, name = member.name.partition("/")
+                if folder == self.base and member.length <= _MAX_BATCH_BYTES:
+                    file.seek(member.offset)
+                    contents[name] = file.read(member.length)
         return contents
-
-
-def load_plain_pickle(where: str, data: bytes) -> dict[Any, Any]:
-    """Unpickle a dictionary of plain values and ``uint8`` arrays; nothing of numpy or of Python's library is called.
-
-    What a pickle of an array asks for is answered with inert stand-ins that only record; everything else is refused.
-
-    Args:
-        where: the file's name, for errors.
-        data: the pickle; strings of Python 2 are read as Latin-1.
-
-    Raises:
-        RunError: it asks for anything else, or is damaged.
-    """
-    try:
-        content = _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except _ForbiddenGlobalError as error:
-        raise RunError(f"{where} is refused: its pickle asks for {error}, which CIFAR's files never do") from None
-    except Exception as error:  # an unpickler raises nearly anything on damaged bytes
-        raise RunError(f"{where} is not a pickle of CIFAR, or it is damaged: {type(error).__name__}") from None
-    if not isinstance(content, dict):
-        raise RunError(f"{where} is not a file of CIFAR: it holds no dictionary")
-    return content
-
-
-class _ForbiddenGlobalError(Exception):
-    """A pickle names something that is not permitted; the text is its dotted name."""
-
-
-class _InertType:
-    """Stands for ``numpy.ndarray`` itself, the first argument of ``_reconstruct``."""
-
-
-class _InertDtype:
-    """Stands for ``numpy.dtype('u1')``: records its name."""
-
-    def __init__(self, name: str, *_: object):
-        self.name = name
-
-    def __setstate__(self, state: object) -> None:
-        """Byte order and fields mean nothing for single bytes."""
-
-
-class _InertArray:
-    """Stands for a pickled array: records its state (version, shape, dtype, Fortran order, bytes)."""
-
-    def __init__(self, *_: object):
-        self.state: Any = None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-    def to_numpy(self, where: str) -> np.ndarray:
-        """The recorded uint8 array; RunError when it is not one."""
-        try:
-            _, shape, dtype, is_fortran, data = self.state
-            raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
-            if dtype.name not in ("u1", "uint8"):
-                raise ValueError(dtype.name)
-            return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if is_fortran else "C")
-        except (TypeError, ValueError, AttributeError):
-            raise RunError(f"{where} is damaged: its data are not an array of unsigned bytes") from None
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        match module, name:
-            case "numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct":
-                return _InertArray
-            case "numpy", "ndarray":
-                return _InertType
-            case "numpy", "dtype":
-                return _InertDtype
-            case "_codecs", "encode":  # how protocol 2 of Python 3 spells bytes
-                return _latin1_bytes
-            case _:
-                raise _ForbiddenGlobalError(f"{module}.{name}")
-
-
-def _latin1_bytes(text: object, encoding: object = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
-        raise ValueError("not bytes of a pickle")
-    return text.encode("latin1")
 
 
 def _meta_name(base: str) -> str:

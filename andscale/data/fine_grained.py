@@ -18,6 +18,7 @@ from andscale.errors import RunError, UsageError
 
 _CUB = "CUB_200_2011"
 _CUB_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+_MAX_DIGITS = 18
 _DOGS_LISTS = {"train": "train_list.mat", "val": "test_list.mat"}
 
 _Labelled = list[tuple[str, int]]
@@ -132,7 +133,8 @@ def _read_cub_lists(where: Path, lists: dict[str, bytes]) -> tuple[dict[str, _La
     for image in sorted(paths):
         if splits[image] not in ("0", "1"):
             raise RunError(f"{where}: train_test_split.txt says {splits[image]!r} of image {image}, not 0 or 1")
-        if not labels[image].isdecimal() or int(labels[image]) not in names:
+        label = labels[image]
+        if not label.isdecimal() or len(label) > _MAX_DIGITS or int(label) not in names:
             raise RunError(f"{where}: image_class_labels.txt gives image {image} the class {labels[image]!r}")
         row = f"images/{paths[image]}", int(labels[image]) - 1
         labelled["train" if splits[image] == "1" else "val"].append(row)
@@ -144,7 +146,7 @@ def _read_table(where: str, data: bytes) -> dict[int, str]:
     table: dict[int, str] = {}
     for line_number, line in enumerate(data.decode("utf-8", "surrogateescape").splitlines(), 1):
         number, _, text = line.strip().partition(" ")
-        if not number.isdecimal() or not text or int(number) in table:
+        if not number.isdecimal() or len(number) > _MAX_DIGITS or not text or int(number) in table:
             raise RunError(f"{where} is damaged: line {line_number} is not a new number and a text")
         table[int(number)] = text
     return table
@@ -154,7 +156,7 @@ def _read_dogs_list(where: str, data: bytes) -> _Labelled:
     paths, labels = load_mat("dogs", where, io.BytesIO(data), "file_list", "labels")
     try:
         rows = [(str(path.item()), int(label) - 1) for path, label in zip(paths.flat, labels.flat, strict=True)]
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         raise RunError(f"{where} is damaged: file_list and labels are not N texts and N numbers") from None
     return rows
 

@@ -180,7 +180,7 @@ def _read_synsets(where: str, data: bytes) -> tuple[dict[int, str], dict[str, in
         leaves = [s for s in synsets.flat if s["num_children"].item() == 0]
         words = {str(s["WNID"].item()): str(s["words"].item()) for s in leaves}
         ids = {int(s["ILSVRC2012_ID"].item()): str(s["WNID"].item()) for s in leaves}
-    except (ValueError, TypeError, IndexError, AttributeError):
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError):
         raise RunError(f"{where} is not ImageNet's meta.mat: its synsets lack fields") from None
     if not leaves or not len(ids) == len(words) == len(leaves) or not all(map(_WNID.fullmatch, words)):
         raise RunError(f"{where} is damaged: ids of its synsets are missing, repeated or malformed")

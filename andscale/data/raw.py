@@ -1,6 +1,7 @@
 """Raw data sets as ``prepare`` sees them: splits of encoded images with labels, in arrays, files or tar archives."""
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from andscale.errors import RunError
+
+MAX_IMAGE_BYTES = 1 << 30
+"""More is no encoded image: the largest that is decoded has 89 million pixels."""
 
 
 class RawSplit(Protocol):
@@ -85,7 +89,9 @@ class FileSplit:
 
     def read(self, index: int) -> bytes:
         """The file's bytes, unchanged."""
-        return (self.root / self.paths[index]).read_bytes()
+        with (self.root / self.paths[index]).open("rb") as file:
+            _check_length(os.fstat(file.fileno()).st_size)
+            return file.read()
 
     def describe(self, index: int) -> str:
         """The path relative to the source folder."""
@@ -121,6 +127,7 @@ class TarSplit:
     def read(self, index: int) -> bytes:
         """The member's bytes, unchanged."""
         length = int(self.lengths[index])
+        _check_length(length)
         # opened each time: a descriptor would not survive the way to another process
         with self.archive.open("rb") as file:
             file.seek(self.offsets[index])
@@ -160,6 +167,11 @@ class RawDataset:
     obtained_from: str
     identity: str
     originals: tuple[Path, ...] = ()
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_IMAGE_BYTES:
+        raise RunError(f"it has more than {MAX_IMAGE_BYTES} bytes, which no image has")
 
 
 def safe_text(name: str) -> str:

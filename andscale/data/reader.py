@@ -125,25 +125,31 @@ class SplitReader:
         return self._held is not None
 
     def epoch(
-        self, world: World, augment: AugmentConfig, global_batch_size: int, key: tuple[int, int, int]
+        self,
+        world: World,
+        augment: AugmentConfig,
+        global_batch_size: int,
+        key: tuple[int, int, int],
+        first_step: int = 0,
     ) -> Iterator[Batch]:
-        """This rank's batches of one epoch, augmented.
+        """This rank's batches of one epoch, or of what is left of it, augmented.
 
         Args:
             world: this rank.
             augment: the training augmentation.
             global_batch_size: B over all ranks, at least twice the world size.
             key: (seed, round, epoch).
+            first_step: the step to begin with; those before it are not read.
         """
         order = self.order(key)
         shares = []
-        for start, stop in batch_bounds(self.num_samples, global_batch_size):
+        for start, stop in batch_bounds(self.num_samples, global_batch_size)[first_step:]:
             counts = rank_counts(stop - start, world.world_size)
             first = sum(counts[: world.rank])
             shares.append((counts, slice(first, first + counts[world.rank]), order[start:stop]))
 
         def requests() -> Iterator[_Request]:
-            for step, (counts, mine, ids) in enumerate(shares):
+            for step, (counts, mine, ids) in enumerate(shares, start=first_step):
                 draw = draw_augmentation(augment, len(ids), (*key, step))
                 yield _Request(step, ids[mine], draw[mine], counts)
 

@@ -190,7 +190,11 @@ class SampleSource:
             for sample_id in range(num_samples):
                 plan.prepare(sample_id)
                 with self.named(sample_id):
-                    images[sample_id] = decode_rgb(plan.take(sample_id))
+                    pixels = decode_rgb(plan.take(sample_id))
+                    if pixels.shape[:2] != size:
+                        height, width = pixels.shape[:2]
+                        raise RunError(f"an image has {height}x{width} pixels, its record says {size[0]}x{size[1]}")
+                    images[sample_id] = pixels
                 progress.advance()
         plan.close()
         return images

@@ -8,7 +8,6 @@ OUT/val.parquet, OUT/val-000000.tar ...
 
 import json
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +15,25 @@ from typing import Any
 
 import numpy as np
 
+from andscale.data.raw import MAX_IMAGE_BYTES
 from andscale.data.remote import fetch_if_other, fetch_record
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
 from andscale.store.artifacts import FileRecord, verify_file
-from andscale.store.files import hash_bytes
-from andscale.store.parquet import check_ids, column_to_numpy, open_table
+from andscale.store.files import hash_bytes, parse_json, read_record_bytes
+from andscale.store.parquet import check_ids, column_to_numpy, open_table, read_columns
 
 DATASET_NAME = "dataset.json"
 DATASET_FORMAT = "andscale.dataset"
 DATASET_VERSION = 1
 CATALOGUE_KIND = "catalogue"
 SPLITS = ("train", "val")
+_HASH = re.compile(r"[0-9a-f]{64}")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _NUM_HASHING_THREADS = 4
+_NUMBERS, _TEXTS = ("sample_id", "offset", "length", "label"), ("key", "shard", "source")
+_MAX_COUNT = 1 << 62
+_MAX_SIDE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,10 @@ def open_dataset(place: Path | str) -> PreparedDataset:
         splits = {split: _parse_split(path, record["splits"][split]) for split in SPLITS}
         content = {k: v for k, v in record.items() if k not in ("obtained_from", "differences_from_published")}
         fingerprint = hash_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
-        return PreparedDataset(root, str(record["name"]), tuple(record["classes"]), splits, fingerprint, url)
+        classes = record["classes"]
+        if type(classes) is not list or not all(type(name) is str for name in classes):
+            raise ValueError("classes")
+        return PreparedDataset(root, str(record["name"]), tuple(classes), splits, fingerprint, url)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}): prepare the data set again") from None
 
@@ -125,11 +132,11 @@ def read_record(root: Path) -> dict[str, Any] | None:
     """The content of ``dataset.json``, its format and version checked; None when there is none."""
     path = root / DATASET_NAME
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(read_record_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
-        raise RunError(f"{path} is damaged: it is not JSON") from None
+        raise RunError(f"{path} is damaged: it is not JSON, or not a record's size") from None
     if not isinstance(record, dict) or record.get("format") != DATASET_FORMAT:
         raise RunError(f"{path} is not a record of andscale: {root} was prepared by another program")
     if record.get("format_version") != DATASET_VERSION:
@@ -182,14 +189,17 @@ def load_catalogue(dataset: PreparedDataset, split: str, max_samples: int | None
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    record = _split_record(dataset, split)
+    record = split_record(dataset, split)
     path = dataset.root / record.catalogue.name
     if dataset.url:
         fetch_if_other(dataset.url, path, record.catalogue.bytes, record.catalogue.blake3)
     verify_file(path, record.catalogue.bytes, record.catalogue.blake3)
-    columns = ("sample_id", "key", "shard", "offset", "length", "label", "source")
-    with open_table(path, columns, CATALOGUE_KIND) as file:
-        table = file.read().combine_chunks()
+    with open_table(path, (*_NUMBERS, *_TEXTS), CATALOGUE_KIND) as file:
+        table = read_columns(path, file, [*_NUMBERS, *_TEXTS])
+    for name in (*_NUMBERS, *_TEXTS):
+        kind = table.schema.field(name).type
+        if not (pa.types.is_integer(kind) if name in _NUMBERS else pa.types.is_string(kind)):
+            raise RunError(f"{path}: column {name!r} is of type {kind}, which no catalogue of ours has")
 
     def numbers(column: Any, name: str, dtype: type[np.generic]) -> np.ndarray:
         return column_to_numpy(path, name, column.combine_chunks()).astype(dtype, copy=False)
@@ -214,38 +224,8 @@ def load_catalogue(dataset: PreparedDataset, split: str, max_samples: int | None
     )
 
 
-def stream_samples(dataset: PreparedDataset, split: str) -> Iterator[tuple[str, bytes, int]]:
-    """(key, image bytes, label) of each sample in the order of the shards, read with ``webdataset``.
-
-    The shards are opened here and handed over as streams: webdataset, which would run ``pipe:`` URLs as commands,
-    sees no address at all.
-
-    Raises:
-        RunError: a shard is missing or damaged.
-    """
-    from tarfile import TarError
-
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    record = _split_record(dataset, split)
-
-    def streams() -> Iterator[dict[str, Any]]:
-        for shard in record.shards:
-            with (dataset.root / shard.name).open("rb") as stream:
-                yield {"url": shard.name, "stream": stream}
-
-    try:
-        for sample in group_by_keys(tar_file_expander(streams())):
-            label = sample.pop("cls", None)
-            images = [value for suffix, value in sample.items() if not suffix.startswith("__")]
-            if len(images) != 1:
-                raise ValueError(f"{sample['__key__']} has {len(images)} images")
-            yield sample["__key__"], images[0], -1 if label is None else int(label)
-    except (TarError, OSError, ValueError) as error:
-        raise RunError(f"the shards of {dataset.root} cannot be read ({error}): verify the data set") from None
-
-
-def _split_record(dataset: PreparedDataset, split: str) -> SplitRecord:
+def split_record(dataset: PreparedDataset, split: str) -> SplitRecord:
+    """The record of a split; UsageError when there is none of that name."""
     if split not in dataset.splits:
         raise UsageError(f"no split {split!r}: choose one of {', '.join(dataset.splits)}")
     return dataset.splits[split]
@@ -258,12 +238,20 @@ def _parse_split(path: Path, record: dict[str, Any]) -> SplitRecord:
     for file in files:
         if not _PLAIN_NAME.fullmatch(file.name):
             raise RunError(f"{path} names a file outside its folder: {file.name!r}")
-        if type(file.rows) is not int or type(file.bytes) is not int or min(file.rows, file.bytes) < 0:
+        if not all(type(count) is int and 0 <= count <= _MAX_COUNT for count in (file.rows, file.bytes)):
             raise ValueError(f"rows or bytes of {file.name}")
+        if type(file.blake3) is not str or not _HASH.fullmatch(file.blake3):
+            raise ValueError(f"the hash of {file.name}")
+    if len({file.name for file in files}) < len(files):
+        raise ValueError("a file is named twice")
     num_samples = record["num_samples"]
+    if type(num_samples) is not int:
+        raise ValueError("num_samples")
     if not num_samples == catalogue.rows == sum(shard.rows for shard in shards):
         raise ValueError("the counts of samples differ")
-    sizes = record["image_sizes"]
+    sizes = dict(record["image_sizes"] or {})
+    if not all(type(side) is int and 0 < side <= _MAX_SIDE for side in sizes.values()):
+        raise ValueError("image_sizes")
     is_uniform = bool(sizes) and (sizes["min_height"], sizes["min_width"]) == (sizes["max_height"], sizes["max_width"])
     uniform_size = (int(sizes["max_height"]), int(sizes["max_width"])) if is_uniform else None
     return SplitRecord(num_samples, shards, catalogue, uniform_size)
@@ -277,6 +265,8 @@ def _check_rows(path: Path, arrays: dict[str, np.ndarray], record: SplitRecord, 
     outside = (arrays["offsets"] < 0) | (lengths <= 0) | (arrays["offsets"] > ends - lengths)
     if outside.any():
         raise RunError(f"{path}: the image of sample {np.flatnonzero(outside)[0]} lies outside its shard")
+    if lengths.max(initial=0) > MAX_IMAGE_BYTES:
+        raise RunError(f"{path}: the image of sample {lengths.argmax()} has {lengths.max()} bytes, which no image has")
     wrong = (arrays["labels"] < -1) | (arrays["labels"] >= num_classes)
     if wrong.any():
         raise RunError(f"{path}: sample {np.flatnonzero(wrong)[0]} has a label outside 0..{num_classes - 1}")

@@ -1,21 +1,20 @@
 """Tar archives read in place: where each member's bytes lie. No path is ever made from a member's name."""
 
-import gzip
 import io
 import os
-import shutil
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from andscale.data.raw import safe_text
+from andscale.data.unpacking import GZIP_MAGIC, unpack
 from andscale.errors import RunError, UsageError
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_COPY_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20
+"""Of a member: names and extended headers; only these are read through tarfile."""
+_MAX_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,15 @@ def open_archive(path: Path) -> Path:
         UsageError: this system cannot open a file without a name.
     """
     with path.open("rb") as file:
-        if file.read(2) != _GZIP_MAGIC:
+        if file.read(2) != GZIP_MAGIC:
             return path
     descriptors = Path(f"/proc/{os.getpid()}/fd")
     if not descriptors.is_dir():
         raise UsageError(f"{path} is gzipped and there is no /proc here: unpack it with tar -xzf, and name its folder")
     with tempfile.TemporaryFile(prefix="andscale-") as content:
         try:
-            with gzip.open(path) as packed:
-                shutil.copyfileobj(packed, content, _COPY_BYTES)
+            unpack(path, content)
             content.flush()
-        except (EOFError, zlib.error, gzip.BadGzipFile):
-            raise RunError(f"{path} is damaged: its gzip data do not unpack") from None
         except OSError as error:
             raise RunError(
                 f"{path} cannot be unpacked into {tempfile.gettempdir()} ({error.strerror}): set TMPDIR to a folder "
@@ -84,13 +80,20 @@ def list_members(archive: Path, where: str, within: Member | None = None) -> Ite
                     name = entry.name.removeprefix("./")
                     complaint = _complaint(entry, window.length) or ("it is there twice" if name in seen else "")
                     if complaint:
-                        raise RunError(f"{where} is refused for its member {safe_text(entry.name)!r}: {complaint}")
+                        raise RunError(f"{where} is refused for its member {_shown(entry.name)}: {complaint}")
                     seen.add(name)
                     if entry.isfile() and not name.rpartition("/")[2].startswith("."):
                         yield Member(name, window.first + entry.offset_data, entry.size)
                 _check_end(window, tar.offset)
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        except RunError:
+            raise
+        except Exception as error:  # tarfile raises nearly anything on damaged headers
             raise RunError(f"{where} is not a whole tar archive: {str(error) or type(error).__name__}") from None
+
+
+def _shown(name: str) -> str:
+    text = repr(safe_text(name))
+    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}..."
 
 
 def _check_end(window: "_Window", offset: int) -> None:
@@ -108,6 +111,8 @@ def _complaint(entry: tarfile.TarInfo, length: int) -> str:
         return "it is not a plain file"
     if entry.name.startswith("/") or ".." in entry.name.split("/"):
         return "its path leads outside"
+    if len(entry.name) > _MAX_NAME or "\0" in entry.name:
+        return f"its name is longer than {_MAX_NAME} characters, or holds a zero"
     if not 0 <= entry.size <= length - entry.offset_data:
         return "the archive ends within it"
     return ""
@@ -132,6 +137,12 @@ class _Window(io.RawIOBase):
 
     def tell(self) -> int:
         return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        """Headers alone; one that claims more is refused before memory is taken for it."""
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes at byte {self.position}")
+        return super().read(size) or b""
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         wanted = max(0, min(len(buffer), self.length - self.position))

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from andscale.errors import RunError, UsageError
+from andscale.indexing.index_check import check_header
 from andscale.store import artifacts
+from andscale.store.rehearsal import rehearse
 
 INDEX_NAME = "index.faiss"
 KIND = "index"
@@ -18,6 +20,7 @@ HNSW_M = 32
 """Links a vector in a graph, twice as many on its lowest level."""
 
 _GIB = 1024**3
+_TABLE_BYTES = 4 * _GIB
 _GPU_PQ_CODES = {1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96}
 """Bytes a code that FAISS's GPU kernels know."""
 
@@ -147,8 +150,11 @@ def spread(index: Any, *, half_tables: bool = False) -> Any:
 
 
 def save(index: Any, path: Path) -> None:
-    """Write the index with its ids and its search settings."""
-    import_faiss().write_index(index, str(path))
+    """Write the index with its ids and its search settings; RunError when the disk does not take it."""
+    try:
+        import_faiss().write_index(index, str(path))
+    except RuntimeError as error:
+        raise RunError(f"{path} cannot be written: {str(error).rpartition('failed: ')[2]}") from None
 
 
 def open_index(folder: Path) -> tuple[Any, artifacts.Manifest]:
@@ -165,22 +171,35 @@ def open_index(folder: Path) -> tuple[Any, artifacts.Manifest]:
         The index, on the CPU, and its manifest.
 
     Raises:
-        RunError: no manifest, another kind of artefact, a file missing, truncated or altered, or not the index that
-            the manifest describes.
+        RunError: no manifest, another kind of artefact, a file missing, truncated or altered, not the index that
+            the manifest describes, or one that a child process could not read and search.
     """
     manifest = artifacts.verify(folder, KIND)
     if [f.name for f in manifest.files] != [INDEX_NAME]:
         raise RunError(f"{folder} does not hold one {INDEX_NAME}")
-    faiss = import_faiss()
+    path, recorded = (
+        folder / INDEX_NAME,
+        (manifest.figures.get("index_kind"), manifest.figures.get("dim"), manifest.num_rows),
+    )
+    check_header(path, recorded)
+    rehearse("andscale.indexing.index_check:try_index", path)
     try:
-        index = faiss.read_index(str(folder / INDEX_NAME), faiss.IO_FLAG_MMAP_IFC)
+        index = read_mapped(path)
         found = (index_kind(index), int(index.d), int(index.ntotal))
-    except RuntimeError as error:  # what C++ throws
-        raise RunError(f"{folder / INDEX_NAME} cannot be read as an index: {str(error).splitlines()[0]}") from None
-    recorded = (manifest.figures.get("index_kind"), manifest.figures.get("dim"), manifest.num_rows)
+    except (RuntimeError, MemoryError) as error:  # what C++ throws
+        raise RunError(f"{path} cannot be read as an index: {str(error).splitlines()[0]}") from None
     if found != recorded:
         raise RunError(
-            f"{folder / INDEX_NAME} holds {found[0]}, D = {found[1]}, N = {found[2]}; its manifest says {recorded[0]}, "
+            f"{path} holds {found[0]}, D = {found[1]}, N = {found[2]}; its manifest says {recorded[0]}, "
             f"D = {recorded[1]}, N = {recorded[2]}"
         )
     return index, manifest
+
+
+def read_mapped(path: Path) -> Any:
+    """Map an index file that was looked at; vectors that claim more than the file are refused by FAISS itself."""
+    faiss = import_faiss()
+    if hasattr(faiss, "set_deserialization_vector_byte_limit"):  # 1.14 and later
+        # beyond the file: the tables that FAISS makes of ivf_pq, which it counts too
+        faiss.set_deserialization_vector_byte_limit(path.stat().st_size + _TABLE_BYTES)
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)

@@ -5,17 +5,23 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
+import psutil
 import submitit
 
-from andscale.distributed import World
+from andscale.config_resources import ResourcesConfig
+from andscale.distributed import PeerLostError, World
 from andscale.errors import AndscaleError
+from andscale.orchestration.reasons import ERROR_MARK, LOST_MARK
+from andscale.orchestration.requeue import is_preempted, requeue
 from andscale.orchestration.steps import Step
-
-ERROR_MARK = "andscale error: "
-"""Starts the line of a job's log that says why the job failed."""
+from andscale.store.run_record import load_run
+from andscale.training.stopping import Request, StoppedError, StopSignals
 
 _PR_SET_PDEATHSIG = 1
+_LAST_WORDS_S = 5
+"""How long the ranks of a failed local job have to end by themselves."""
 
 
 class StepJob:
@@ -26,29 +32,67 @@ class StepJob:
         step: what to do.
         local_port: where the ranks of a local job meet; None on Slurm, where the job id gives a port.
         cuda_devices: CUDA_VISIBLE_DEVICES of the launcher for a local job that takes all GPUs; else "unchanged".
+        resources: of this launch; None: those that the run was started with.
     """
 
-    def __init__(self, run: Path, step: Step, local_port: int | None = None, cuda_devices: str | None = "unchanged"):
+    def __init__(
+        self,
+        run: Path,
+        step: Step,
+        local_port: int | None = None,
+        cuda_devices: str | None = "unchanged",
+        resources: ResourcesConfig | None = None,
+    ):
         self.run, self.step = run, step
         self.local_port, self.cuda_devices = local_port, cuda_devices
+        self.resources = resources
 
     def __call__(self) -> None:
-        """Run the step on this task."""
+        """Run the step on this task, and say in one line why it ended if it was not done."""
+        signals = StopSignals()
+        if self.step.kind == "train":
+            # first of all: submitit's handlers pass SIGTERM over, and at SIGUSR2 they requeue without a checkpoint
+            signals.install()
         if self.local_port is not None:
             _die_with_parent()
-        self._restore_cuda_devices()
-        world = self._enter_world()
         try:
-            run_step(self.run, self.step, world)
-        except AndscaleError as error:
-            print(f"{ERROR_MARK}{error}", file=sys.stderr, flush=True)
+            self._run(signals)
+        except StoppedError as stop:
+            print(f"{ERROR_MARK}{stop}", file=sys.stderr, flush=True)
+            if stop.request is Request.REQUEUE or is_preempted():
+                requeue(self._resources().max_requeues)
+            sys.exit(1)
+        except Exception as error:
+            mark = LOST_MARK if isinstance(error, PeerLostError) else ERROR_MARK
+            name = "" if isinstance(error, AndscaleError) else f"{type(error).__name__}: "
+            print(f"{mark}{name}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            if self.local_port is not None:
+                _end_the_other_ranks()
             raise
 
-    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """After a time-out or a preemption: the same step again, which goes on from its newest checkpoint."""
-        return submitit.helpers.DelayedSubmission(self)
+    def _run(self, signals: StopSignals) -> None:
+        resources = self._resources()
+        if self.step.kind != "train":
+            self._leave_at_signals(resources)
+        self._restore_cuda_devices()
+        run_step(self.run, self.step, self._enter_world(resources), signals, resources)
 
-    def _enter_world(self) -> World:
+    def _resources(self) -> ResourcesConfig:
+        return self.resources or load_run(self.run).config.resources
+
+    def _leave_at_signals(self, resources: ResourcesConfig) -> None:
+        """Index and evaluation jobs are minutes of work and save nothing on their way: they begin anew."""
+
+        def begin_anew(_: int, __: FrameType | None) -> None:
+            if submitit.JobEnvironment().global_rank == 0:
+                print(f"{self.step}: SIGUSR2: queued again, to begin anew", flush=True)
+                requeue(resources.max_requeues)
+
+        signal.signal(signal.SIGUSR2, begin_anew)
+        if self.local_port is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher's; submitit's handler passes it over
+
+    def _enter_world(self, resources: ResourcesConfig) -> World:
         """Describe this task to torch.distributed in the environment, as torchrun would."""
         task = submitit.JobEnvironment()
         if self.local_port is not None:
@@ -61,6 +105,7 @@ class StepJob:
             world_size=task.num_tasks,
             local_rank=task.local_rank,
             local_world_size=task.num_tasks // task.num_nodes,
+            hang_timeout_min=resources.hang_timeout_min,
         )
         os.environ.update({name.upper(): str(value) for name, value in vars(world).items()})
         os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
@@ -76,7 +121,7 @@ class StepJob:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.cuda_devices
 
 
-def run_step(run: Path, step: Step, world: World) -> None:
+def run_step(run: Path, step: Step, world: World, signals: StopSignals, resources: ResourcesConfig) -> None:
     """Run one step of a run in this process; the job checks its inputs itself."""
     match step.kind:
         case "index":
@@ -86,11 +131,22 @@ def run_step(run: Path, step: Step, world: World) -> None:
         case "train":
             from andscale.training.loop import train_round
 
-            train_round(run, step.round_number, world)
+            train_round(run, step.round_number, world, signals, resources)
         case "evaluate":
             from andscale.evaluation.evaluate import evaluate_round
 
             evaluate_round(run, step.round_number, world)
+
+
+def _end_the_other_ranks() -> None:
+    """A local job's controller waits for all of its ranks: one that failed ends those that hang.
+
+    The others hear of the failure as soon as they wait for this rank, and have some seconds for their own last words.
+    """
+    me = psutil.Process()
+    _, hanging = psutil.wait_procs([task for task in psutil.Process(me.ppid()).children() if task != me], _LAST_WORDS_S)
+    for task in hanging:
+        task.kill()
 
 
 def _die_with_parent() -> None:

@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import submitit
@@ -13,12 +16,15 @@ import submitit
 from andscale.config_resources import ResourcesConfig
 from andscale.errors import RunError
 from andscale.metrics import PROGRESS_MARK
-from andscale.orchestration.jobs import ERROR_MARK, StepJob
+from andscale.orchestration.jobs import StepJob
+from andscale.orchestration.reasons import why_it_failed
 from andscale.orchestration.records import write_job_record
 from andscale.orchestration.steps import Step, is_done
 from andscale.store.run_layout import RunLayout
 
 _POLL_S = 0.1
+_SAVING_S = 60
+"""How long a job that is told to stop may take to save."""
 
 
 def run_steps(layout: RunLayout, steps: list[Step], resources: ResourcesConfig) -> None:
@@ -36,7 +42,7 @@ def run_steps(layout: RunLayout, steps: list[Step], resources: ResourcesConfig) 
             print(f"{step}: found running (process {job.pid})", flush=True)
         _wait(layout, step, job)
         if not is_done(layout, step):
-            raise RunError(f"{step} failed: {_reason(layout, step, job)}")
+            raise RunError(f"{step} failed: {why_it_failed(_log_folder(layout, step), str(job.pid))}")
         print(f"{step}: done in {time.monotonic() - started:.1f} s", flush=True)
 
 
@@ -50,7 +56,9 @@ def _submit(layout: RunLayout, step: Step, resources: ResourcesConfig) -> psutil
         gpus_per_node=resources.gpus_per_node or 0,
         stderr_to_stdout=True,
     )
-    job = executor.submit(StepJob(layout.root.resolve(), step, _free_port(), _cuda_devices(resources.gpus_per_node)))
+    devices = _cuda_devices(resources.gpus_per_node)
+    with _handler(signal.SIGINT, signal.SIG_IGN):  # Ctrl-C is the launcher's: it stops the job in good order
+        job = executor.submit(StepJob(layout.root.resolve(), step, _free_port(), devices, resources))
     write_job_record(layout, step, cluster="local", job_id=str(job.job_id))
     return psutil.Process(int(job.job_id))
 
@@ -85,20 +93,46 @@ def _is_running(process: psutil.Process) -> bool:
 
 
 def _wait(layout: RunLayout, step: Step, process: psutil.Process) -> None:
-    log = _log_path(layout, step, process, rank=0)
-    shown = LogFollower(log)
+    """Show the log until the job's end; at Ctrl-C or SIGTERM, stop the job and raise KeyboardInterrupt."""
+    shown = LogFollower(_log_folder(layout, step) / f"{process.pid}_0_log.out")
+    with _handler(signal.SIGTERM, signal.default_int_handler):
+        try:
+            while _is_running(process):
+                shown.show_new()
+                time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            _stop(step, process, shown)
+            raise
+    shown.show_new()
+    layout.round(step.round_number).job_record(step.kind).unlink(missing_ok=True)
+
+
+def _stop(step: Step, process: psutil.Process, shown: "LogFollower") -> None:
+    """Let the job's ranks save and end; a second Ctrl-C, or their taking too long, kills them."""
+    if step.kind == "train":
+        print(f"{step}: saving a checkpoint, for up to {_SAVING_S} s; Ctrl-C again ends it at once", file=sys.stderr)
     try:
-        while _is_running(process):
+        process.terminate()  # the controller passes it on to its tasks
+        deadline = time.monotonic() + _SAVING_S
+        while _is_running(process) and time.monotonic() < deadline:
             shown.show_new()
             time.sleep(_POLL_S)
-    except KeyboardInterrupt:
-        # submitit's tasks pass SIGTERM over; finished epochs are kept, so nothing is lost by a plain end
+        shown.show_new()
+    except (KeyboardInterrupt, psutil.NoSuchProcess):
+        pass
+    with contextlib.suppress(psutil.NoSuchProcess):
         for task in [*process.children(recursive=True), process]:
             with contextlib.suppress(psutil.Error):
                 task.kill()
-        raise
-    shown.show_new()
-    layout.round(step.round_number).job_record(step.kind).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _handler(number: signal.Signals, handler: Any) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 class LogFollower:
@@ -130,23 +164,6 @@ class LogFollower:
         else:
             out.write(line + "\n")
         out.flush()
-
-
-def _reason(layout: RunLayout, step: Step, process: psutil.Process) -> str:
-    """Why a job failed: the marked line of any rank's log, or the last line of the first one; and the log's path."""
-    first = _log_path(layout, step, process, rank=0)
-    logs = sorted(first.parent.glob(f"{process.pid}_*_log.out"))
-    lines = {path: path.read_text(encoding="utf-8", errors="replace").splitlines() for path in logs}
-    for path, content in lines.items():
-        for line in reversed(content):  # process numbers come again, and logs are appended to
-            if line.startswith(ERROR_MARK):
-                return f"{line.removeprefix(ERROR_MARK)} (log: {path})"
-    last = next((line for line in reversed(lines.get(first, [])) if line.strip()), "it ended without a word")
-    return f"{last} (log: {first})"
-
-
-def _log_path(layout: RunLayout, step: Step, process: psutil.Process, rank: int) -> Path:
-    return _log_folder(layout, step) / f"{process.pid}_{rank}_log.out"
 
 
 def _log_folder(layout: RunLayout, step: Step) -> Path:

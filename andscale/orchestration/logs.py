@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from andscale.orchestration.jobs import ERROR_MARK
+from andscale.orchestration.reasons import ERROR_MARK
 from andscale.orchestration.steps import Step
 from andscale.store.run_layout import RunLayout
 
@@ -68,12 +68,6 @@ def failure_reason(paths: list[Path]) -> str | None:
             if line.startswith(ERROR_MARK):
                 return line.removeprefix(ERROR_MARK)
     return None
-
-
-def last_words(path: Path) -> str:
-    """The last line of a log that is neither empty nor submitit's own."""
-    lines = (line for line in reversed(_tail(path)) if line.strip() and not line.startswith("submitit "))
-    return next(lines, "nothing")
 
 
 def _tail(path: Path) -> list[str]:

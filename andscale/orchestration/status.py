@@ -11,7 +11,8 @@ from andscale.errors import AndscaleError
 from andscale.evaluation.record import read_evaluation
 from andscale.orchestration.holding import holder_of
 from andscale.orchestration.jobs_view import JobsView, LiveJob, see_jobs
-from andscale.orchestration.logs import failure_reason, last_progress, last_words, newest_logs
+from andscale.orchestration.logs import failure_reason, last_progress, newest_logs
+from andscale.orchestration.reasons import culprit
 from andscale.orchestration.records import read_job_record
 from andscale.orchestration.steps import (
     Step,
@@ -189,12 +190,8 @@ def _ended(layout: RunLayout, step: Step) -> StepStatus:
     if not logs:
         why = f"{job} ended before it started" if job else None
         return StepStatus(step, "absent", job=job, why=why)
-    for path in logs:
-        why = failure_reason([path])
-        if why is not None:
-            return StepStatus(step, "failed", job=job, why=why, log=str(path))
-    words = f"it ended without a word, the last was: {last_words(logs[0])}"
-    return StepStatus(step, "failed", job=job, why=words, log=str(logs[0]))
+    why, log = culprit(logs[0].parent, logs[0].name.split("_")[0])
+    return StepStatus(step, "failed", job=job, why=why, log=str(log))
 
 
 def _needed(layout: RunLayout, step: Step) -> str:

@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from andscale.errors import RunError, UsageError
-from andscale.store.files import fsync_path, hash_bytes, hash_file, write_file
+from andscale.store.files import (
+    errors_name,
+    fsync_path,
+    hash_bytes,
+    hash_file,
+    parse_json,
+    read_record_bytes,
+    write_file,
+)
+from andscale.store.manifest_check import check_files
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -179,7 +188,8 @@ def publish(folder: Path, *, kind: str, provenance: Provenance, started: float |
     staging = begin(folder)
     draft = Draft(staging)
     try:
-        yield draft
+        with errors_name(folder):
+            yield draft
         commit(
             staging,
             folder,
@@ -207,34 +217,30 @@ def load_manifest(folder: Path, kind: str) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise RunError(f"{folder} has no {MANIFEST_NAME}: it is not complete") from None
-    try:
-        record = json.loads(data)
+        record = parse_json(read_record_bytes(path))
         if record["format"] != "andscale.artifact":
             raise KeyError("format")
         if record["format_version"] > FORMAT_VERSION:
             raise UsageError(f"{path} has format version {record['format_version']}: read it with the newer andscale")
+        check_files(path, record["files"], MANIFEST_NAME)
         manifest = Manifest(
             kind=record["kind"],
             files=tuple(FileRecord(**f) for f in record["files"]),
-            provenance=Provenance(record["config_hash"], record["parents"]),
-            figures=record["figures"],
+            provenance=Provenance(record["config_hash"], dict(record["parents"])),
+            figures=dict(record["figures"]),
             seconds=record["seconds"],
             created=record["created"],
             commit=record["commit"],
             digest=_digest(record),
         )
+    except FileNotFoundError:
+        raise RunError(f"{folder} has no {MANIFEST_NAME}: it is not complete") from None
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UsageError):
             raise
         raise RunError(f"{path} is not a manifest of ours, or it is damaged") from None
     if manifest.kind != kind:
         raise RunError(f"{folder} holds {manifest.kind!r}, not {kind!r}")
-    for file in manifest.files:
-        if Path(file.name).name != file.name:
-            raise RunError(f"{path} names a file outside its folder: {file.name!r}")
     return manifest
 
 

@@ -60,6 +60,8 @@ def _read_with_arrow(path: Path, table: Any, rows: FeatureRows, groups: set[int]
     for batch in read_batches(path, table, ["sample_id", "feature"], sorted(groups)):
         ids = column_to_numpy(path, "sample_id", batch.column("sample_id"))
         values = column_to_numpy(path, "feature", batch.column("feature"))
+        if ids.dtype != np.int64:
+            raise RunError(f"{path}: sample ids are {ids.dtype}, not int64")
         rows.check_ids(path, ids)
         if values.shape[1:] != (rows.dim,):
             raise RunError(f"{path} has features of shape {values.shape[1:]}, not ({rows.dim},)")
@@ -69,10 +71,11 @@ def _read_with_arrow(path: Path, table: Any, rows: FeatureRows, groups: set[int]
 
 def _wanted_groups(table: Any, wanted: range) -> set[int]:
     """The row groups that may hold wanted ids, by their statistics; those without statistics are among them."""
-    column = table.schema_arrow.names.index("sample_id")
     groups = set()
     for number in range(table.metadata.num_row_groups):
-        statistics = table.metadata.row_group(number).column(column).statistics
+        group = table.metadata.row_group(number)
+        chunks = (group.column(place) for place in range(group.num_columns))
+        statistics: Any = next((c.statistics for c in chunks if c.path_in_schema == "sample_id"), None)
         known = statistics is not None and statistics.has_min_max
         if not known or (statistics.min < wanted.stop and statistics.max >= wanted.start):
             groups.add(number)

@@ -15,6 +15,7 @@ from andscale.store.files import num_usable_cores
 from andscale.store.parquet import check_ids, column_to_numpy, open_table, read_batches
 
 KIND = "memory"
+_MAX_DIM = 1 << 20
 
 
 def shard_name(rank: int, world_size: int) -> str:
@@ -98,6 +99,9 @@ def _gather(
     for path, other in known:
         if other != dim:
             raise RunError(f"{path} has features of length {other}, not {dim}")
+    num_rows = sum(table.metadata.num_rows for table in tables)
+    if num_rows != num_samples:
+        raise RunError(f"{where} has {num_rows} rows, {num_samples} were expected")
     rows = FeatureRows(wanted, dim, num_samples)
     with ThreadPoolExecutor(num_usable_cores()) as pool:
         jobs = [pool.submit(read_file, *file, table, rows) for file, table in zip(files, tables, strict=True)]
@@ -112,7 +116,10 @@ def _gather(
 def _open(path: Path, record: artifacts.FileRecord | None) -> Any:
     """Open a file; of one that is to be verified a damage is called by that name."""
     try:
-        return open_table(path, ("sample_id", "feature"), KIND)
+        table = open_table(path, ("sample_id", "feature"), KIND)
+        if str(table.schema_arrow.field("sample_id").type) != "int64":
+            raise RunError(f"{path}: column 'sample_id' is not of int64")
+        return table
     except RunError:
         if record is not None:
             artifacts.verify_file(path, record.bytes, record.blake3)
@@ -125,9 +132,13 @@ def _dimension(path: Path, table: Any) -> int | None:
         return None
     kind = table.schema_arrow.field("feature").type
     if hasattr(kind, "list_size"):
-        return int(kind.list_size)
-    first = next(table.iter_batches(1, columns=["feature"]))
-    return int(column_to_numpy(path, "feature", first.column(0)).shape[1])
+        dim = int(kind.list_size)
+    else:
+        values = column_to_numpy(path, "feature", next(read_batches(path, table, ["feature"])).column(0))
+        dim = values.shape[1] if values.ndim == 2 else 0
+    if not 0 < dim <= _MAX_DIM:
+        raise RunError(f"{path}: column 'feature' is not of lists of 1 to {_MAX_DIM} numbers")
+    return dim
 
 
 def _name_wrong_ids(where: Path, paths: list[Path], wanted: range) -> None:

@@ -1,5 +1,6 @@
 """Features that others made: a Parquet file or folder with a list column, or ``.npy``."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 
 from andscale.errors import RunError, UsageError
 from andscale.store.files import hash_bytes, hash_file
-from andscale.store.parquet import check_ids, column_to_numpy, open_table
+from andscale.store.parquet import check_ids, column_to_numpy, open_table, read_batches
+
+_MAX_SHOWN = 200
 
 
 def read_foreign_features(path: Path, column: str | None = None) -> tuple[np.ndarray, str]:
@@ -35,11 +38,12 @@ def read_foreign_features(path: Path, column: str | None = None) -> tuple[np.nda
         table = open_table(file, ())
         name = column or _list_column(file, table)
         has_ids = "sample_id" in table.schema_arrow.names
-        for batch in open_table(file, (name,)).iter_batches(columns=[name, *(["sample_id"] if has_ids else [])]):
+        wanted = [name, *(["sample_id"] if has_ids else [])]
+        for batch in read_batches(file, open_table(file, (name,)), wanted):
             parts.append(column_to_numpy(file, name, batch.column(name)))
             if has_ids:
                 ids.append(column_to_numpy(file, "sample_id", batch.column("sample_id")))
-    if len({part.shape[1:] for part in parts}) != 1 or parts[0].ndim != 2:
+    if len({part.shape[1:] for part in parts}) != 1 or parts[0].ndim != 2 or not parts[0].shape[1]:
         raise UsageError(f"{path}: the column is not one list of D numbers a row, D the same everywhere")
     features = np.concatenate(parts).astype(np.float32, copy=False)
     if ids:
@@ -71,15 +75,30 @@ def to_unit_length(features: np.ndarray, where: object) -> np.ndarray:
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
+        _check_npy_size(path)
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UsageError(f"no features at {path}") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise RunError(f"{path} cannot be read as .npy: {error}") from None
+    except Exception as error:  # numpy evaluates a header of others, which raises nearly anything
+        raise RunError(f"{path} cannot be read as .npy: {' '.join(str(error).split())[:_MAX_SHOWN]}") from None
     if values.ndim != 2 or not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
         raise UsageError(f"{path} holds {values.dtype} of shape {values.shape}; (N, D) real numbers are needed")
     single: np.ndarray = values.astype(np.float32, copy=False)
     return single
+
+
+def _check_npy_size(path: Path) -> None:
+    """Raise ValueError unless a header's shape is what the file has bytes for, before memory is taken for it."""
+    if not path.is_file() and path.exists():
+        raise ValueError("not a plain file")
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        expected = math.prod(shape) * dtype.itemsize
+        left = path.stat().st_size - file.tell()
+    if dtype.hasobject or left != expected:
+        raise ValueError(f"{left} bytes follow a header of {dtype} {shape}")
 
 
 def _list_column(path: Path, table: Any) -> str:

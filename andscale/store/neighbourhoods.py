@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from andscale.errors import RunError
 from andscale.store import artifacts
-from andscale.store.parquet import check_ids, column_to_numpy, open_table, write_table
+from andscale.store.parquet import check_ids, column_to_numpy, open_table, read_columns, write_table
 
 KIND = "neighbourhoods"
 FILE_NAME = "neighbourhoods-00000-of-00001.parquet"
 _COLUMNS = ("sample_id", "neighbour_ids", "similarities", "entropy", "is_anchor")
+_LISTS = ("neighbour_ids", "similarities")
+_DTYPES = {"sample_id": np.int64, "neighbour_ids": np.int64, "is_anchor": np.bool_}
+"""float32 otherwise."""
 _STDERR_COLUMN = "entropy_stderr"
 
 
@@ -64,9 +68,13 @@ def read_table(folder: Path) -> tuple[NeighbourhoodTable, artifacts.Manifest]:
     names = _columns_of(paths)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for path in paths:
-        data = open_table(path, names, KIND).read(columns=list(names)).combine_chunks()
+        data = read_columns(path, open_table(path, names, KIND), list(names))
         for name in names:
-            columns[name] += [column_to_numpy(path, name, chunk) for chunk in data.column(name).chunks]
+            columns[name] += [_checked(path, name, chunk) for chunk in data.column(name).chunks]
+    if not manifest.num_rows or not all(columns.values()):
+        raise RunError(f"{folder} has no neighbourhoods")
+    if len({values.shape[1] for name in _LISTS for values in columns[name]}) != 1:
+        raise RunError(f"{folder}: neighbours and similarities are not as many for every sample")
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
     ids = whole["sample_id"]
     check_ids(folder, ids, manifest.num_rows)
@@ -74,6 +82,14 @@ def read_table(folder: Path) -> tuple[NeighbourhoodTable, artifacts.Manifest]:
     table = NeighbourhoodTable(*(whole[name][order] for name in names[1:]))
     check_table(folder, table)
     return table, manifest
+
+
+def _checked(path: Path, name: str, chunk: Any) -> np.ndarray:
+    """The numbers of a column; RunError when they are of another type or form than the table's."""
+    values = column_to_numpy(path, name, chunk)
+    if values.dtype != _DTYPES.get(name, np.float32) or values.ndim != (2 if name in _LISTS else 1):
+        raise RunError(f"{path}: column {name!r} is {values.dtype} with {values.ndim} axes, which no table of ours has")
+    return values
 
 
 def _columns_of(paths: list[Path]) -> tuple[str, ...]:

@@ -10,6 +10,11 @@ from andscale.errors import RunError
 
 ROW_GROUP_ROWS = 65_536
 SCHEMA_VERSION = b"1"
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError)
+"""Beside Arrow's own exceptions, what reading a damaged file raises."""
+_FREE_VALUES = 1 << 24
+_VALUES_PER_BYTE = 64
+_MAX_SHOWN = 200
 
 
 def schema_metadata(kind: str) -> dict[bytes, bytes]:
@@ -52,17 +57,47 @@ def open_table(path: Path, columns: tuple[str, ...], kind: str | None = None) ->
 
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
+        names, metadata = file.schema_arrow.names, file.schema_arrow.metadata or {}
+        is_newer = int(metadata.get(b"andscale.schema_version", SCHEMA_VERSION)) > int(SCHEMA_VERSION)
+        complaint = _implausible(file.metadata, path.stat().st_size)
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing") from None
+    except (*_DAMAGE, pa.ArrowException) as error:
         raise RunError(f"{path} cannot be read as Parquet: {_first_line(error)}") from None
-    missing = [c for c in columns if c not in file.schema_arrow.names]
+    missing = [c for c in columns if c not in names]
     if missing:
-        raise RunError(f"{path} has no column {missing[0]!r}; it has {', '.join(file.schema_arrow.names)}")
-    metadata = file.schema_arrow.metadata or {}
+        raise RunError(f"{path} has no column {missing[0]!r}; it has {', '.join(names)[:_MAX_SHOWN]}")
     if kind is not None and metadata.get(b"andscale.kind") != kind.encode():
         raise RunError(f"{path} is not a {kind} file of andscale")
-    if int(metadata.get(b"andscale.schema_version", SCHEMA_VERSION)) > int(SCHEMA_VERSION):
+    if is_newer:
         raise RunError(f"{path} has a newer schema than this andscale reads")
+    if complaint:
+        raise RunError(f"{path} is refused: {complaint}")
     return file
+
+
+def _implausible(metadata: Any, num_bytes: int) -> str:
+    """What a footer claims that a file of so many bytes cannot hold; '' where there is nothing.
+
+    Runs of one value take a few bytes however long they are, so a small file could ask for any memory.
+    """
+    limit = _FREE_VALUES + _VALUES_PER_BYTE * num_bytes
+    num_rows = num_values = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        num_rows += group.num_rows
+        for place in range(group.num_columns):
+            chunk = group.column(place)
+            num_values += max(chunk.num_values, 0)
+            if min(chunk.num_values, group.num_rows, chunk.data_page_offset, chunk.total_compressed_size) < 0:
+                return "its footer has negative sizes"
+            if max(chunk.data_page_offset, chunk.total_compressed_size) > num_bytes:
+                return "its footer names places beyond its end"
+    if num_rows != metadata.num_rows:
+        return f"its footer says {metadata.num_rows} rows, its row groups {num_rows}"
+    if max(num_values, num_rows) > limit:
+        return f"it claims {max(num_values, num_rows)} values in {num_bytes} bytes, a decompression bomb"
+    return ""
 
 
 def read_batches(path: Path, file: Any, columns: list[str], row_groups: list[int] | None = None) -> Iterator[Any]:
@@ -71,7 +106,17 @@ def read_batches(path: Path, file: Any, columns: list[str], row_groups: list[int
 
     try:
         yield from file.iter_batches(ROW_GROUP_ROWS, row_groups=row_groups, columns=columns)
-    except (OSError, pa.ArrowException) as error:
+    except (*_DAMAGE, pa.ArrowException) as error:
+        raise RunError(f"{path} cannot be read: {_first_line(error)}") from None
+
+
+def read_columns(path: Path, file: Any, columns: list[str]) -> Any:
+    """Columns of an open file as one Arrow table of one chunk each; raises RunError when it is damaged."""
+    import pyarrow as pa
+
+    try:
+        return file.read(columns=columns).combine_chunks()
+    except (*_DAMAGE, pa.ArrowException) as error:
         raise RunError(f"{path} cannot be read: {_first_line(error)}") from None
 
 
@@ -94,11 +139,14 @@ def column_to_numpy(path: Path, name: str, chunk: Any) -> np.ndarray:
             lengths = np.diff(np.asarray(chunk.offsets))
             if len(chunk) and (lengths != lengths[0]).any():
                 raise RunError(f"{path}: the lists of column {name!r} have different lengths")
-        return column_to_numpy(path, name, flat).reshape(len(chunk), width)
+        values = column_to_numpy(path, name, flat)
+        if values.ndim != 1 or len(values) != len(chunk) * width:
+            raise RunError(f"{path}: column {name!r} holds lists of lists, not of numbers")
+        return values.reshape(len(chunk), width)
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise RunError(f"{path}: column {name!r} is of type {kind}, not numbers or lists of numbers")
-    values: np.ndarray = chunk.to_numpy(zero_copy_only=False)
-    return values
+    numbers: np.ndarray = chunk.to_numpy(zero_copy_only=False)
+    return numbers
 
 
 def check_ids(where: object, ids: np.ndarray, num_samples: int, first: int = 0) -> None:
@@ -110,6 +158,8 @@ def check_ids(where: object, ids: np.ndarray, num_samples: int, first: int = 0) 
         num_samples: how many there must be.
         first: the smallest.
     """
+    if ids.dtype != np.int64 or ids.ndim != 1:
+        raise RunError(f"{where}: sample ids are {ids.dtype} with {ids.ndim} axes, not one int64 each")
     if len(ids) != num_samples:
         raise RunError(f"{where} has {len(ids)} rows, {num_samples} were expected")
     outside = ids[(ids < first) | (ids >= first + num_samples)]

@@ -11,7 +11,7 @@ from andscale.config import RunConfig
 from andscale.config_file import build_config, config_differences, migrate
 from andscale.errors import UsageError
 from andscale.store.artifacts import source_commit
-from andscale.store.files import as_place, check_writable, write_file
+from andscale.store.files import as_place, check_writable, parse_json, read_record_bytes, write_file
 from andscale.store.run_layout import RunLayout
 
 FORMAT_VERSION = 1
@@ -54,7 +54,7 @@ def load_run(root: Path) -> RunRecord:
     """
     path = RunLayout(root).record
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(read_record_bytes(path))
         if record["format"] != "andscale.run":
             raise KeyError("format")
         if record["format_version"] > FORMAT_VERSION:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 import andscale
 from andscale.config import TIMM_PREFIX, ModelConfig
@@ -50,7 +50,7 @@ def save_model(folder: Path, network: EmbeddingNetwork, config: ModelConfig, ima
     """Write ``model.safetensors`` and ``config.json`` into ``folder``; returns the names."""
     # channels_last tensors are not contiguous, and safetensors takes contiguous ones only
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    save_file(state, folder / WEIGHTS_NAME)
+    (folder / WEIGHTS_NAME).write_bytes(save(state))  # whose errors are the system's
     record = ModelRecord(
         andscale=andscale.__version__,
         model=config,
@@ -68,7 +68,8 @@ def load_weights(folder: Path, network: EmbeddingNetwork) -> None:
     path = folder / WEIGHTS_NAME
     try:
         network.load_state_dict(load_file(path))
-    except SafetensorError as error:
-        raise RunError(f"{path} is not a safetensors file, or it is damaged: {error}") from None
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{path} is not a safetensors file, or it is damaged: {reason}") from None
     except RuntimeError as error:
         raise RunError(f"{path} does not fit the network: {' '.join(str(error).split())[:200]}") from None

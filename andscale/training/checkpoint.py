@@ -1,11 +1,14 @@
 """Checkpoints, and artefacts that all ranks write together.
 
-A checkpoint is an artefact like any other: ``checkpoints/epoch-0003/`` with ``state.pt`` (weights, optimizer) of rank 0
-and each rank's memory rows by sample id, so that another number of ranks can go on from it. Everything random is a
-function of (seed, round, epoch, step), so there is no generator state to keep.
+A checkpoint is an artefact like any other: ``checkpoints/epoch-0003/`` (at the start of epoch 3) or
+``epoch-0003-step-000120/`` (120 of its steps are done), with ``state.pt`` (weights, optimizer, position) of rank 0 and
+each rank's memory rows by sample id, so that another number of ranks can go on from it. Everything random is a function
+of (seed, round, epoch, step), so there is no generator state to keep.
 """
 
-import pickle
+import contextlib
+import io
+import re
 import secrets
 import shutil
 import sys
@@ -22,18 +25,45 @@ from andscale.distributed import World, barrier, gather_records
 from andscale.errors import RunError
 from andscale.store import artifacts
 from andscale.store.features import gather_by_id, shard_name, write_features
+from andscale.store.files import errors_name
+from andscale.store.torch_file import check_torch_file
 from andscale.training.memory_bank import MemoryBank
 
 KIND = "checkpoint"
 STATE_NAME = "state.pt"
 _KEPT = 2
+_NAME = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?")
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far training has come, and what its epoch's figures are made of so far.
+
+    Attributes:
+        epoch: the one to go on with.
+        step: of that epoch; the steps before it are done.
+        loss_sum: over the samples of those steps.
+        num_samples: in that sum.
+        seconds: that those steps took.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    num_samples: int = 0
+    seconds: float = 0.0
+
+    @property
+    def folder_name(self) -> str:
+        """Of its checkpoint."""
+        return f"epoch-{self.epoch:04d}" + (f"-step-{self.step:06d}" if self.step else "")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds; ``next_epoch`` is the epoch to go on with."""
+    """What a checkpoint holds."""
 
-    next_epoch: int
+    position: Position
     state: dict[str, Any]
     memory: np.ndarray
 
@@ -60,7 +90,8 @@ def publish_from_ranks(  # noqa: PLR0913 - as artifacts.commit, plus who and how
         figures: what was measured; rank 0's counts.
     """
     (staging, *_) = gather_records(str(artifacts.begin(folder)) if world.is_main else None)
-    mine = [asdict(artifacts.seal(Path(staging) / name, rows)) for name, rows in write(Path(staging))]
+    with errors_name(folder):
+        mine = [asdict(artifacts.seal(Path(staging) / name, rows)) for name, rows in write(Path(staging))]
     files = [artifacts.FileRecord(**record) for records in gather_records(mine) for record in records]
     if world.is_main:
         artifacts.commit(
@@ -87,24 +118,27 @@ def write_memory(
 
 def save_checkpoint(
     folder: Path,
-    next_epoch: int,
+    position: Position,
     state: dict[str, Any],
     memory: MemoryBank,
     world: World,
     provenance: artifacts.Provenance,
 ) -> None:
-    """Publish ``epoch-NNNN`` and remove all but the last two; ``state`` of rank 0 is written."""
+    """Publish the checkpoint of a position and remove all but the last two; ``state`` of rank 0 is written."""
 
     def write(staging: Path) -> Iterable[tuple[str, int | None]]:
         yield from write_memory(staging, memory, world)
         if world.is_main:
-            torch.save({**state, "next_epoch": next_epoch}, staging / STATE_NAME)
+            buffer = io.BytesIO()  # given a file, torch hides why it cannot write to it
+            torch.save({**state, "position": asdict(position)}, buffer)
+            (staging / STATE_NAME).write_bytes(buffer.getbuffer())
             yield STATE_NAME, None
 
-    target = folder / f"epoch-{next_epoch:04d}"
+    target = folder / position.folder_name
     publish_from_ranks(target, write, world=world, kind=KIND, provenance=provenance, started=time.monotonic())
     if world.is_main:
-        for old in _checkpoints(folder)[:-_KEPT]:
+        checkpoints = _checkpoints(folder)
+        for old in checkpoints[: checkpoints.index(_whole_ones(checkpoints)[-_KEPT:][0])]:
             # without its manifest it is no checkpoint any more, however far the removal comes
             (old / artifacts.MANIFEST_NAME).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
@@ -123,13 +157,16 @@ def load_checkpoint(folder: Path, world: World, provenance: artifacts.Provenance
     manifest = artifacts.load_manifest(path, KIND)
     shards = [path / f.name for f in manifest.files if f.rows is not None]
     state = _load_state(path / STATE_NAME)
-    return Checkpoint(int(state["next_epoch"]), state, gather_by_id(shards, manifest.num_rows))
+    # those of version 0.2 were written at the ends of epochs alone
+    position = Position(**state["position"]) if "position" in state else Position(int(state["next_epoch"]))
+    return Checkpoint(position, state, gather_by_id(shards, manifest.num_rows))
 
 
 def _load_state(path: Path) -> dict[str, Any]:
     try:
+        check_torch_file(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except Exception:  # torch's reader raises nearly anything on damaged bytes
         raise RunError(
             f"{path} is not a checkpoint of ours: remove {path.parent.parent} to start the round anew"
         ) from None
@@ -152,4 +189,17 @@ def _newest_valid(folder: Path, provenance: artifacts.Provenance) -> str | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("epoch-*") if p.is_dir())
+    """All of a round, by position."""
+    found = [(match, path) for path in folder.glob("epoch-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for match, path in sorted(found, key=lambda item: [int(number or 0) for number in item[0].groups()])]
+
+
+def _whole_ones(checkpoints: list[Path]) -> list[Path]:
+    """Those whose files are there in full length; hashes are for the reader to check."""
+    whole = []
+    for path in checkpoints:
+        with contextlib.suppress(RunError):
+            for file in artifacts.load_manifest(path, KIND).files:
+                artifacts.check_size(path / file.name, file.bytes)
+            whole.append(path)
+    return whole

@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from andscale.config import OptimConfig, RunConfig
+from andscale.config_resources import ResourcesConfig
 from andscale.data.reader import SplitReader, batch_bounds
 from andscale.distributed import World, process_group
 from andscale.errors import RunError
@@ -17,16 +18,23 @@ from andscale.store.features import KIND as MEMORY_KIND
 from andscale.store.run_layout import RoundLayout, RunLayout
 from andscale.store.run_record import load_run
 from andscale.training.backbones import save_model
-from andscale.training.checkpoint import load_checkpoint, publish_from_ranks, save_checkpoint, write_memory
+from andscale.training.checkpoint import Position, load_checkpoint, publish_from_ranks, save_checkpoint, write_memory
 from andscale.training.finite_check import CheckedStep
 from andscale.training.inputs import MODEL_KIND, check_inputs_exist, load_inputs
 from andscale.training.methods import make_loss
 from andscale.training.part_clock import PartClock, describe_fractions
 from andscale.training.start import check_shares, drop_half, open_reader, resume, start
 from andscale.training.step import TrainingStep, TrainState
+from andscale.training.stopping import StepBoundary, StopSignals
 
 
-def train_round(run: Path, round_number: int, world: World) -> None:
+def train_round(
+    run: Path,
+    round_number: int,
+    world: World,
+    signals: StopSignals | None = None,
+    resources: ResourcesConfig | None = None,
+) -> None:
     """Train one round and publish its memory and model; goes on from the newest checkpoint.
 
     Args:
@@ -34,9 +42,12 @@ def train_round(run: Path, round_number: int, world: World) -> None:
         round_number: r; rounds >= 1 need the memory and model of round r - 1, and the neighbourhoods of round r where
             the method has them.
         world: this rank.
+        signals: of a caller who listens already.
+        resources: of this launch; None: those that the run was started with.
 
     Raises:
-        UsageError: an input is missing. RunError: an input is damaged, a loss is not finite.
+        UsageError: an input is missing. RunError: an input is damaged, a loss is not finite. StoppedError: a signal
+            came; the newest checkpoint is of that moment.
     """
     started = time.monotonic()
     record, layout = load_run(run), RunLayout(run)
@@ -47,58 +58,76 @@ def train_round(run: Path, round_number: int, world: World) -> None:
         return
     check_inputs_exist(layout, round_number, config.method)
     num_epochs = config.optim.num_epochs if config.method.trains(round_number) else 0
-    with process_group(world) as device:
+    with (signals or StopSignals()).installed() as heard, process_group(world) as device:
         reader = open_reader(record, device)
         check_shares(config, world, reader.num_samples)
         inputs = load_inputs(record, layout, round_number, reader.num_samples)
         state = start(config, round_number, inputs, reader, world)
         inputs = replace(inputs, memory=None)  # this rank's rows are in the state: let go of the others'
         resume(state, load_checkpoint(folder.checkpoints, world, inputs.provenance))
-        drop_half(folder, state.epoch, num_epochs, world)
+        drop_half(folder, state.position.epoch, num_epochs, world)
         if world.is_main:
             print(f"round {round_number}: {world.world_size} ranks, rank 0 on {device}", flush=True)
         log = MetricsLog(folder.metrics, enabled=world.is_main)
-        log.drop_after(state.epoch)
-        if state.epoch < num_epochs:
+        log.drop_after(state.position.epoch)
+        boundary = StepBoundary(world, heard, (resources or config.resources).checkpoint_min)
+
+        def save() -> None:
+            weights = {"model": state.module.state_dict(), "optimizer": state.optimizer.state_dict()}
+            save_checkpoint(folder.checkpoints, state.position, weights, state.memory, world, inputs.provenance)
+            boundary.saved(f"round {round_number}, epoch {state.position.epoch}, step {state.position.step}")
+
+        if state.position.epoch < num_epochs:
             step = TrainingStep(state, make_loss(config, inputs.members, state.memory, reader), config, world, device)
-        for epoch in range(state.epoch, num_epochs):
-            figures = train_epoch(step, reader, config, (world, round_number, epoch))
+        for epoch in range(state.position.epoch, num_epochs):
+            figures = train_epoch(step, reader, config, (world, round_number), (boundary, save))
             log.write(round=round_number, epoch=epoch, **figures)
-            state.epoch = epoch + 1
-            save_checkpoint(folder.checkpoints, state.epoch, _state_of(state), state.memory, world, inputs.provenance)
+            state.position = Position(epoch + 1)
+            save()
         publish_round(folder, state, config, world, inputs.provenance, started)
 
 
 def train_epoch(
-    step: TrainingStep, reader: SplitReader, config: RunConfig, where: tuple[World, int, int]
+    step: TrainingStep,
+    reader: SplitReader,
+    config: RunConfig,
+    where: tuple[World, int],
+    at_boundary: tuple[StepBoundary, Callable[[], None]],
 ) -> dict[str, Any]:
-    """One pass over the training split; returns the epoch's figures.
+    """The training split once, from the state's position to the end of its epoch; returns the epoch's figures.
 
     Args:
         step: changes its state.
         reader: the training split.
         config: the run's config.
-        where: this rank, round and epoch.
+        where: this rank, and the round.
+        at_boundary: decides between two steps, and what is called when it decides to save.
     """
-    world, round_number, epoch = where
-    step.state.module.train()
-    size = config.optim.global_batch_size
-    num_steps = len(batch_bounds(reader.num_samples, size))
-    clock = PartClock(reader.device, num_steps)
-    loss_sum, heard_of = 0.0, 0
-    started = time.monotonic()
+    (world, round_number), (boundary, save), state = where, at_boundary, step.state
+    state.module.train()
+    size, epoch, begin = config.optim.global_batch_size, state.position.epoch, state.position
+    bounds = batch_bounds(reader.num_samples, size)
+    num_steps, clock = len(bounds), PartClock(reader.device, len(bounds))
+    loss_sum, heard_of = begin.loss_sum, begin.num_samples
+    started = time.monotonic() - begin.seconds
     label = f"train round {round_number} epoch {epoch + 1}/{config.optim.num_epochs}"
-    with Progress(label, reader.num_samples, "images", enabled=world.is_main) as progress:
-        clock.start(0)
-        for batch in reader.epoch(world, config.augment, size, (config.seed, round_number, epoch)):
+    done_before = bounds[begin.step][0]
+    with Progress(label, reader.num_samples, "images", enabled=world.is_main, done=done_before) as progress:
+        clock.start(begin.step)
+        for batch in reader.epoch(world, config.augment, size, (config.seed, round_number, epoch), begin.step):
             clock.mark("data_wait")
+            boundary.start()
             rate = learning_rate(config.optim, epoch, batch.step, num_steps)
             step(batch, (round_number, epoch), rate, clock)
             clock.start(batch.step + 1)
-            is_last = batch.step == num_steps - 1
-            for done in _finite_ones(step.check.finished(lag=0 if is_last else None), where):
+            is_last, saves = batch.step == num_steps - 1, boundary.end()
+            heard = step.check.finished(lag=0 if is_last or saves else None)
+            for done in _finite_ones(heard, (world, round_number, epoch)):
                 loss_sum, heard_of = loss_sum + done.loss * done.batch_size, heard_of + done.batch_size
             progress.advance(sum(batch.counts), note=f"loss {loss_sum / heard_of:.4f}" if heard_of else "")
+            if saves and not is_last:
+                state.position = Position(epoch, batch.step + 1, loss_sum, heard_of, time.monotonic() - started)
+                save()
         seconds, fractions = time.monotonic() - started, clock.fractions()
         progress.advance(0, note=f"loss {loss_sum / heard_of:.4f}, {describe_fractions(fractions)}")
     return {
@@ -161,7 +190,7 @@ def publish_round(
         return write_memory(staging, state.memory, world, config.storage.feature_dtype)
 
     writers = {MODEL_KIND: (folder.model, write_model), MEMORY_KIND: (folder.memory, write_rows)}
-    figures = {"num_epochs": state.epoch, "world_size": world.world_size}
+    figures = {"num_epochs": state.position.epoch, "world_size": world.world_size}
     for kind, (target, write) in writers.items():
         if not artifacts.is_complete(target):
             publish_from_ranks(
@@ -169,7 +198,3 @@ def publish_round(
             )
         if world.is_main:
             print(f"wrote {target}", flush=True)
-
-
-def _state_of(state: TrainState) -> dict[str, Any]:
-    return {"model": state.module.state_dict(), "optimizer": state.optimizer.state_dict()}

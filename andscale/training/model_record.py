@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 from andscale.config import ModelConfig
 from andscale.config_resources import Section
 from andscale.errors import RunError
+from andscale.store.files import read_record_bytes
 
 CONFIG_NAME = "config.json"
 
@@ -51,7 +52,7 @@ def read_record(folder: Path) -> ModelRecord:
     """
     path = folder / CONFIG_NAME
     try:
-        record = ModelRecord.model_validate_json(path.read_bytes())
+        record = ModelRecord.model_validate_json(read_record_bytes(path))
     except FileNotFoundError:
         raise RunError(f"{path} is missing") from None
     except ValidationError as error:
@@ -61,6 +62,8 @@ def read_record(folder: Path) -> ModelRecord:
             f"{path} is no record of a model that this andscale reads ({where}: {first['msg']}): it is damaged, or of "
             "another version"
         ) from None
+    except ValueError as error:
+        raise RunError(f"{path} is no record of a model: {error}") from None
     if record.crop != Crop():
         raise RunError(f"{path} asks for a crop of {record.crop.fraction}: read it with andscale {record.andscale}")
     return record

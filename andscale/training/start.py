@@ -80,7 +80,7 @@ def resume(state: TrainState, checkpoint: Checkpoint | None) -> None:
     state.optimizer.load_state_dict(checkpoint.state["optimizer"])
     rows = state.memory.rows
     state.memory.values.copy_(torch.from_numpy(checkpoint.memory[rows.start : rows.stop]))
-    state.epoch = checkpoint.next_epoch
+    state.position = checkpoint.position
 
 
 def drop_half(folder: RoundLayout, epoch: int, num_epochs: int, world: World) -> None:

@@ -2,9 +2,10 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from andscale.config import OptimConfig, RunConfig
 from andscale.data.reader import Batch, rank_counts
 from andscale.distributed import World, wait_for_work
+from andscale.training.checkpoint import Position
 from andscale.training.embedding import EmbeddingNetwork
 from andscale.training.finite_check import FiniteCheck
 from andscale.training.memory_bank import MemoryBank
@@ -34,13 +36,13 @@ class TrainState:
         module: the network, which is published, and what the method puts on top of it.
         optimizer: of the module's parameters.
         memory: this rank's rows.
-        epoch: the one to go on with.
+        position: the step to go on with.
     """
 
     module: "TrainedModule"
     optimizer: torch.optim.Optimizer
     memory: MemoryBank
-    epoch: int = 0
+    position: Position = field(default_factory=Position)
 
 
 class TrainedModule(nn.Module):
@@ -83,6 +85,8 @@ class TrainingStep:
         # the callable is compiled, not the module: names in state_dict stay what they are
         self._forward: Callable[[Tensor], Any] = torch.compile(self._module) if config.optim.compile else self._module
         self._parameters = [p for p in state.module.parameters() if p.requires_grad]
+        if world.world_size > 2 and device.type == "cpu":
+            _settle_buckets(self._module, config.data.image_size)
 
     def __call__(self, batch: Batch, where: tuple[int, int], rate: float, clock: PartClock) -> None:
         """Run one step; the optimizer and the memory are left alone when loss or gradient is not finite.
@@ -93,6 +97,7 @@ class TrainingStep:
             rate: the learning rate.
             clock: told where each part ends.
         """
+        _seed_step(batch.images.device, (self.config.seed, *where, batch.step, self.world.rank))
         optimizer: Any = self.state.optimizer
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -156,6 +161,15 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     )
 
 
+def _seed_step(device: torch.device, key: tuple[int, ...]) -> None:
+    """What a network draws, as timm's do in dropout and stochastic depth, is a function of the step and the rank."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    # torch.manual_seed asks after every kind of device, which takes ten times as long
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def _data_parallel(module: nn.Module, world: World, device: torch.device) -> nn.Module:
     if world.world_size == 1:
         return module
@@ -171,6 +185,20 @@ def _data_parallel(module: nn.Module, world: World, device: torch.device) -> nn.
     if device.type == "cpu":
         parallel.register_comm_hook(world.world_size, _average_on_cpu)
     return parallel
+
+
+def _settle_buckets(module: nn.Module, image_size: int) -> None:
+    """Let DDP choose its buckets now, by a pass that leaves nothing behind, and not behind the first step.
+
+    Three numbers have another sum in another order, and gloo's order goes by the place in a bucket: a run that goes on
+    from a checkpoint would have one step in other buckets than the run that was not stopped.
+    """
+    kept = [buffer.clone() for buffer in module.buffers()]
+    outputs = module(torch.zeros(2, 3, image_size, image_size))
+    parts = outputs if isinstance(outputs, tuple) else (outputs,)
+    torch.cat([part.flatten() for part in parts]).sum().backward()  # type: ignore[no-untyped-call]
+    for buffer, values in zip(module.buffers(), kept, strict=True):
+        buffer.copy_(values)
 
 
 def _average_on_cpu(world_size: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]

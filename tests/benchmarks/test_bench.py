@@ -23,7 +23,7 @@ def test_a_quick_run_goes_from_the_command_to_the_tables(tmp_path, repository):
         "--plot",
         tmp_path / "plot",
     ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=repository, timeout=240)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=repository, timeout=500)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "all.json").read_text())
     for name, job in record["jobs"].items():

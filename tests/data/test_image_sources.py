@@ -13,7 +13,8 @@ import synthetic_sources as synthetic
 from andscale.data import published
 from andscale.data.prepare import PrepareOptions, prepare
 from andscale.data.published import PUBLISHED, Published
-from andscale.data.shards import load_catalogue, stream_samples
+from andscale.data.shard_stream import stream_samples
+from andscale.data.shards import load_catalogue
 from andscale.data.sources import open_source
 from andscale.errors import RunError, UsageError
 

@@ -20,7 +20,8 @@ import synthetic_sources as synthetic
 from andscale.data import prepare as prepare_module
 from andscale.data import shard_writer, workers
 from andscale.data.prepare import PrepareOptions, prepare
-from andscale.data.shards import load_catalogue, open_dataset, stream_samples, verify_dataset
+from andscale.data.shard_stream import stream_samples
+from andscale.data.shards import load_catalogue, open_dataset, verify_dataset
 from andscale.errors import RunError, UsageError
 
 SMALL = PrepareOptions(samples_per_shard=3, num_workers=1)

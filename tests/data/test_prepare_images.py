@@ -12,7 +12,8 @@ from PIL import Image
 import synthetic_sources as synthetic
 from andscale.data.images import decode_rgb
 from andscale.data.prepare import PrepareOptions, prepare
-from andscale.data.shards import load_catalogue, stream_samples
+from andscale.data.shard_stream import stream_samples
+from andscale.data.shards import load_catalogue
 from andscale.errors import RunError
 
 ALONE = PrepareOptions(num_workers=1)

@@ -67,6 +67,19 @@ def test_every_sample_is_read_exactly_once_an_epoch_in_the_same_order(digits, wo
         assert all(b.images.shape == (len(b.sample_ids), 3, 8, 8) for b in batches)
 
 
+@pytest.mark.parametrize("options", [{}, {"shuffle": "chunked", "chunk_samples": 11}])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_an_epoch_can_begin_at_any_step_on_another_number_of_ranks(digits, in_memory, options):
+    reader = _reader(digits, in_memory, **options)
+    whole = list(reader.epoch(World(), AUGMENT, 16, (0, 1, 2)))
+    for first_step in (1, 8):
+        rest = [list(reader.epoch(World(rank, 2), AUGMENT, 16, (0, 1, 2), first_step)) for rank in (0, 1)]
+        assert [b.step for b in rest[0]] == list(range(first_step, 9))
+        for batch, *parts in zip(whole[first_step:], *rest, strict=True):
+            assert torch.cat([part.sample_ids for part in parts]).equal(batch.sample_ids)
+            torch.testing.assert_close(torch.cat([part.images for part in parts]), batch.images)
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_sample_looks_the_same_on_any_number_of_ranks(digits, in_memory):
     reader = _reader(digits, in_memory)

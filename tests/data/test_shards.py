@@ -11,7 +11,8 @@ import pytest
 
 import synthetic_sources as synthetic
 from andscale.data.prepare import PrepareOptions, prepare
-from andscale.data.shards import load_catalogue, open_dataset, stream_samples, verify_dataset
+from andscale.data.shard_stream import stream_samples
+from andscale.data.shards import load_catalogue, open_dataset, verify_dataset
 from andscale.errors import RunError, UsageError
 from andscale.store.files import hash_file
 

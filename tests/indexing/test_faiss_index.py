@@ -174,7 +174,7 @@ def test_a_file_that_faiss_cannot_read_and_an_index_of_another_type_are_refused(
     with pytest.raises(RunError, match="cannot be read as an index"):
         open_index(tmp_path / "text")
     _publish(tmp_path / "other", faiss.IndexFlatIP(32), index_kind="flat", dim=32)
-    with pytest.raises(RunError, match="IndexFlatIP is none of ours"):
+    with pytest.raises(RunError, match="none of ours"):
         open_index(tmp_path / "other")
 
 

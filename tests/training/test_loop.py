@@ -29,9 +29,9 @@ def _train(world, root, number, stop_after=None):
     if stop_after is not None:
         saved = loop.save_checkpoint
 
-        def save_and_die(folder, next_epoch, *rest):
-            saved(folder, next_epoch, *rest)
-            if next_epoch == stop_after:
+        def save_and_die(folder, position, *rest):
+            saved(folder, position, *rest)
+            if position.epoch == stop_after:
                 raise KeyboardInterrupt
 
         loop.save_checkpoint = save_and_die

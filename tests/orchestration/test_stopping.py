@@ -1,0 +1,140 @@
+"""Jobs that are stopped, lose a rank, or have one that hangs: on this machine, and on a real Slurm."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from andscale.orchestration.reasons import ERROR_MARK, LOST_MARK, why_it_failed
+from andscale.store.run_layout import RunLayout
+from slurm_cluster import wait_for
+from tiny_runs import assert_same_state, trained_state
+from whole_runs import command, run_command, write_config
+
+
+def _arguments(folder, digits, *, epochs=6, **resources):
+    settings = [f"optim.num_epochs={epochs}", *(f"resources.{name}={value}" for name, value in resources.items())]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    return ["--round", "0", "--config", write_config(folder, digits), "--cluster", "local", *sets]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, digits):
+    """A round on two ranks that nothing disturbed; read only."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_command(*_arguments(folder, digits), cwd=folder)
+    return RunLayout(folder / "runs" / "tiny")
+
+
+class _Launched:
+    """A launcher in a process group of its own, as in a terminal, whose job is some epochs far."""
+
+    def __init__(self, folder, arguments):
+        self.layout = RunLayout(folder / "runs" / "tiny")
+        metrics = self.layout.round(0).metrics
+        before = metrics.stat().st_size if metrics.exists() else 0
+        self.process = subprocess.Popen(
+            command(*arguments),
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
+            # where the tests run in the background, the shell has set SIGINT to be ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        wait_for(lambda: metrics.exists() and metrics.stat().st_size > before, "an epoch's end", 60)
+        record = json.loads(self.layout.round(0).job_record("train").read_text())
+        self.job = psutil.Process(int(record["job_id"]))
+        tasks = {int(task.environ()["SUBMITIT_LOCAL_GLOBALID"]): task for task in self.job.children()}
+        self.ranks = [tasks[rank] for rank in (0, 1)]
+
+    def end(self, timeout_s=60):
+        """(exit code, standard error, seconds until then); nothing of the job is left."""
+        started, family = time.monotonic(), [self.job, *self.ranks]
+        _, said = self.process.communicate(timeout=timeout_s)
+        seconds = time.monotonic() - started
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive
+        return self.process.returncode, said, seconds
+
+
+def _checkpoints(layout):
+    return sorted(path.name for path in layout.round(0).checkpoints.iterdir())
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on_from_it(tmp_path, digits, whole):
+    arguments = _arguments(tmp_path, digits)
+    launched = _Launched(tmp_path, arguments)
+    os.killpg(launched.process.pid, signal.SIGINT)  # as a terminal does: to the launcher and all of its job
+    code, said, seconds = launched.end()
+    assert code == 130
+    assert seconds < 30
+    assert "train round 0: saving a checkpoint, for up to 60 s; Ctrl-C again ends it at once" in said
+    log = next(launched.layout.round(0).logs("train").glob("*_1_log.out")).read_text()
+    place = log.split("stopped at round 0, epoch ")[1].split(";")[0].split(", step ")
+    name = f"epoch-{int(place[0]):04d}" + (f"-step-{int(place[1]):06d}" if int(place[1]) else "")
+    assert _checkpoints(launched.layout)[-1] == name
+    run_command(*arguments, cwd=tmp_path)
+    assert_same_state(trained_state(whole, 0), trained_state(launched.layout, 0))
+
+
+def test_a_second_ctrl_c_ends_the_job_at_once(tmp_path, digits):
+    launched = _Launched(tmp_path, _arguments(tmp_path, digits, epochs=200))
+    launched.ranks[0].suspend()  # so that it takes for ever
+    launched.process.send_signal(signal.SIGTERM)  # what a service manager sends is Ctrl-C too
+    time.sleep(1)
+    assert launched.process.poll() is None
+    launched.process.send_signal(signal.SIGINT)
+    code, _, seconds = launched.end()
+    assert code == 130
+    assert seconds < 5
+
+
+def test_the_warning_before_a_limit_stops_the_job_and_its_controller_starts_it_again(tmp_path, digits, whole):
+    launched = _Launched(tmp_path, _arguments(tmp_path, digits))
+    launched.ranks[1].send_signal(signal.SIGUSR2)  # one rank is hit alone
+    launched.ranks[1].send_signal(signal.SIGTERM)
+    code, said, _ = launched.end(120)
+    assert code == 0, said
+    log = next(launched.layout.round(0).logs("train").glob("*_0_log.out")).read_text()
+    assert log.count("Starting with JobEnvironment(") == 2
+    assert log.count(f"{ERROR_MARK}stopped at round 0, epoch ") == 1
+    assert_same_state(trained_state(whole, 0), trained_state(launched.layout, 0))
+
+
+def test_a_killed_rank_ends_the_others_and_is_named(tmp_path, digits):
+    launched = _Launched(tmp_path, _arguments(tmp_path, digits, epochs=200))
+    launched.ranks[1].kill()
+    code, said, seconds = launched.end()
+    assert code == 1
+    assert seconds < 10
+    assert "error: train round 0 failed: rank 1 was killed, or hung, without a word (is memory short?); rank 0" in said
+    assert "_1_log.out)" in said
+
+
+def test_a_rank_that_hangs_is_given_up_after_the_timeout_and_named(tmp_path, digits):
+    launched = _Launched(tmp_path, _arguments(tmp_path, digits, epochs=200, hang_timeout_min=0.1))
+    launched.ranks[0].suspend()
+    code, said, seconds = launched.end()
+    assert code == 1
+    assert 5 < seconds < 25
+    assert "error: train round 0 failed: rank 0 was killed, or hung, without a word (is memory short?); rank 1" in said
+
+
+def test_the_reason_is_that_of_the_rank_that_failed_and_of_the_last_attempt(tmp_path):
+    start = "submitit INFO (2026) - Starting with JobEnvironment(job_id=7)\n"
+    own, lost = f"{ERROR_MARK}shard 3 is damaged\n", f"{LOST_MARK}rank 0 lost another rank: Connection closed by peer\n"
+    logs = [tmp_path / f"7_{rank}_log.out" for rank in range(11)]
+    for log in logs:
+        log.write_text(f"{start}{ERROR_MARK}of an earlier attempt\n{start}{lost}")
+    assert why_it_failed(tmp_path, "7") == f"rank 0 lost another rank: Connection closed by peer (log: {logs[0]})"
+    logs[10].write_text(f"{start}{own}Traceback\n")
+    assert why_it_failed(tmp_path, "7") == f"shard 3 is damaged (log: {logs[10]})"
+    logs[10].write_text(f"{start}round 0\n")
+    assert why_it_failed(tmp_path, "7").startswith("rank 10 was killed, or hung, without a word (is memory short?); ")
+    assert why_it_failed(tmp_path, "8") == f"it ended without a word (log: {tmp_path / '8_0_log.out'})"

@@ -1,0 +1,12 @@
+"""A reader that crashes, as one in C does on a crafted file; and one that never ends."""
+
+import os
+import time
+
+
+def crash(path):
+    os.abort()
+
+
+def hang(path):
+    time.sleep(3600)
