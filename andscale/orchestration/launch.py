@@ -63,15 +63,16 @@ def launch(request: LaunchRequest) -> None:
         raise UsageError("resources.num_nodes or index_num_nodes is above 1: a run on this machine alone has one node")
     check_writable(root)
     root.mkdir(parents=True, exist_ok=True)
-    unfit = find_unfit(layout, rounds, config.method) if request.rebuild else {}
+    look = find_unfit
     while True:
         with hold_run(layout) as hold:
             if not layout.record.exists():
                 create_run(root, config, *_data_set(config))
             # another launcher may have been at work until now
             refuse_other_config(root, load_run(root).config, config)
-            for step, why in unfit.items():
-                move_aside(layout, step, why)
+            if request.rebuild:
+                for step, why in look(layout, rounds, config.method).items():
+                    move_aside(layout, step, why)
             _act(layout, rounds, config, cluster, hold)
         if cluster == "slurm" and not request.follow:
             _say_submitted(layout, request)
@@ -79,8 +80,8 @@ def launch(request: LaunchRequest) -> None:
         if cluster == "slurm":
             follow(root, rounds, accept_stale=request.rebuild)
         # what was made again may differ from what its successors were made from
-        unfit = find_stale(layout, rounds, config.method) if request.rebuild else {}
-        if not unfit:
+        look = find_stale
+        if not request.rebuild or not look(layout, rounds, config.method):
             break
     _report(layout, rounds)
 
@@ -168,10 +169,14 @@ def _to_do(layout: RunLayout, rounds: range, config: RunConfig, rebuild: bool = 
 
 
 def _rounds(request: LaunchRequest, layout: RunLayout, method: MethodConfig) -> range:
-    """The rounds asked for; with nothing asked for, the next one, or the last one when there are no more."""
+    """The rounds asked for; with nothing asked for, the next one, or the last one when there are no more; to be
+    rebuilt, all that have been launched.
+    """
     rounds = request.rounds
-    if rounds is None:
-        refuse_damage(layout, range(0 if request.rebuild else method.last_round + 1), method)
+    if rounds is None and request.rebuild:
+        rounds = range(max(layout.round_numbers(), default=0) + 1)
+    elif rounds is None:
+        refuse_damage(layout, range(method.last_round + 1), method)
         first = min(next_round(layout, method), method.last_round)
         rounds = range(first, first + 1)
     if rounds.stop - 1 <= method.last_round:

@@ -13,6 +13,8 @@ _PROGRESS = re.compile(
     r"^(?P<label>.*?\S)\s+(?:⋯ +)?(?P<percent>\d+) % (?P<done>[\d,]+)/(?P<total>[\d,]+) "
     r"\[(?P<elapsed>[\d:]+) < (?P<left>[\d:]+)(?:, (?P<rate>[\d,]+ \S+/s))?"
 )
+_START = "Starting with JobEnvironment("
+_QUEUED_AGAIN = re.compile(r"job \d+ is queued again$")
 _EPOCH = re.compile(r"epoch (\d+)/(\d+)")
 
 
@@ -70,13 +72,21 @@ def failure_reason(paths: list[Path]) -> str | None:
     return None
 
 
+def is_queued_again(path: Path) -> bool:
+    """Whether the last thing that a job said is that it put itself back into the queue."""
+    return any(_QUEUED_AGAIN.match(line) for line in _tail(path)[-5:])
+
+
 def _tail(path: Path) -> list[str]:
+    """The end of a log, of the last attempt only: a job that is queued again writes on."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()
+            lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
+    starts = [number for number, line in enumerate(lines) if _START in line]
+    return lines[starts[-1] :] if starts else lines
 
 
 def _seconds(clock: str) -> float:

@@ -11,7 +11,7 @@ from andscale.errors import AndscaleError
 from andscale.evaluation.record import read_evaluation
 from andscale.orchestration.holding import holder_of
 from andscale.orchestration.jobs_view import JobsView, LiveJob, see_jobs
-from andscale.orchestration.logs import failure_reason, last_progress, newest_logs
+from andscale.orchestration.logs import failure_reason, is_queued_again, last_progress, newest_logs
 from andscale.orchestration.reasons import culprit
 from andscale.orchestration.records import read_job_record
 from andscale.orchestration.steps import (
@@ -171,8 +171,9 @@ def _from_disk_alone(layout: RunLayout, step: Step) -> StepStatus:
     record = read_job_record(layout, step)
     job = None if record is None else LiveJob(record.cluster, record.job_id, True, record.host)
     logs = newest_logs(layout, step, None if job is None else job.job_id)
-    why = failure_reason(logs)
-    if job is None or why is not None:
+    if job is not None and logs and is_queued_again(logs[0]):
+        return StepStatus(step, "waiting", job=str(job), waits_for="its turn, queued again", log=str(logs[0]))
+    if job is None or failure_reason(logs) is not None:
         return _ended(layout, step)
     if not logs:
         return StepStatus(step, "waiting", job=str(job), waits_for=_needed(layout, step) or "its turn, as last known")

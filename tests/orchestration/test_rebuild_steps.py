@@ -143,6 +143,13 @@ def test_only_the_asked_rounds_are_looked_at(run, made):
     assert made["steps"] == []
 
 
+def test_without_rounds_all_that_have_been_launched_are_looked_at(run, made):
+    spoil_manifest(run.round(0).evaluation)
+    flip(run.round(1).evaluation)
+    launch_here(run, rounds=None, rebuild=True)
+    assert made["steps"] == ["evaluate round 0", "evaluate round 1"]
+
+
 def test_a_healthy_run_is_left_as_it_is_by_a_rebuild(run, made):
     launch_here(run, rebuild=True)
     assert made["steps"] == []

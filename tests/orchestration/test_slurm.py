@@ -62,6 +62,7 @@ def test_the_sbatch_script_is_as_recorded(kind):
 
 
 @pytest.mark.slurm
+@pytest.mark.timeout(600)  # two whole runs
 def test_a_whole_run_on_a_real_slurm_equals_the_one_on_this_machine(slurm, tmp_path, digits):
     for name in ("local", "slurm"):
         (tmp_path / name).mkdir()

@@ -168,6 +168,18 @@ def test_without_slurms_answer_the_disk_speaks_and_one_line_says_so(slurm, run, 
     assert (quiet.state, quiet.why) == ("failed", "perhaps: its log has been silent for 10 minutes")
 
 
+def test_without_slurms_answer_a_job_that_was_queued_again_is_not_taken_for_failed(slurm, run):
+    launch(LaunchRequest(run=run.root, rounds=range(1), cluster="slurm"))
+    slurm.switch("down")
+    stopped = ["submitit INFO (x) - Starting with JobEnvironment(y)", f"{ERROR_MARK}SIGUSR2: saved"]
+    log(run, TRAIN_0, 101, *stopped, "job 101 is queued again")
+    assert run_status(run.root).steps[0].waits_for == "its turn, queued again"
+    log(run, TRAIN_0, 101, *stopped, "job 101 is queued again", stopped[0], "round 0: 2 ranks")
+    assert run_status(run.root).steps[0].state == "running"
+    log(run, TRAIN_0, 101, *stopped, "job 101 is queued again", *stopped)
+    assert run_status(run.root).steps[0].state == "failed"
+
+
 def test_a_held_run_is_shown_with_its_holder_and_nothing_is_written(run):
     with hold_run(run):
         before = {path: path.stat().st_mtime_ns for path in run.root.rglob("*") if "launcher" not in path.parts}
