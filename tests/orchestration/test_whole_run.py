@@ -114,31 +114,6 @@ def test_a_dry_run_shows_what_is_left_and_does_nothing(finished):
     assert not (folder / "runs" / "tiny" / "rounds" / "02").exists()
 
 
-def test_a_run_killed_again_and_again_ends_like_one_that_was_not(finished, tmp_path, digits):
-    """Kills the launcher alone, or it with all of its jobs, at moments all over the run."""
-    config = write_config(tmp_path, digits)
-    arguments = ("--rounds", "0-1", "--config", config, *LOCAL)
-    for kill, seconds in (("all", 1), ("launcher", 5), ("all", 6), ("all", 9), ("launcher", 7), ("all", 11)):
-        launcher = subprocess.Popen(
-            command(*arguments),
-            cwd=tmp_path,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        time.sleep(seconds)
-        if kill == "launcher":
-            launcher.kill()
-        else:
-            os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.wait()
-    output = run_command(*arguments, cwd=tmp_path)
-    assert "round 1 is complete" in output
-    assert_same_run(finished[0] / "runs" / "tiny", tmp_path / "runs" / "tiny", (0, 1))
-    left_over = [p for p in (tmp_path / "runs").rglob(".*") if ".partial-" in p.name]
-    assert left_over == []
-
-
 def test_a_failed_step_says_why_in_one_line_and_where_its_log_is(finished, tmp_path, digits):
     import shutil
 
