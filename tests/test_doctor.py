@@ -19,6 +19,7 @@ from andscale.doctor.children import answers_of
 from andscale.doctor.finding import ok, problem, warning
 from andscale.indexing.faiss_health import FaissBuild, cuda_of, difference, libraries_twice
 from andscale.indexing.faiss_index import build_flat
+from slurm_cluster import SlurmCluster, missing_programs
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -307,3 +308,22 @@ def test_the_exit_code_is_1_for_a_problem_and_not_for_a_warning(monkeypatch, cap
     monkeypatch.setattr(examine, "examine", lambda folder: [finding])
     assert call("doctor", []) == code
     assert "-> c" in capsys.readouterr().out
+
+
+@pytest.mark.slurm
+def test_a_real_slurm_is_seen_and_so_is_one_whose_nodes_are_drained(monkeypatch):
+    missing = missing_programs()
+    if missing:
+        pytest.skip(f"Slurm is not installed here ({', '.join(missing)} missing): tools/install_slurm.sh installs it")
+    real = SlurmCluster()
+    try:
+        for name, value in real.environment.items():
+            monkeypatch.setenv(name, value)
+        slurm, nodes, accounting = cluster.check_slurm()
+        assert (slurm.state, nodes.state) == ("ok", "ok")
+        assert "2 can take jobs; partitions main*" in nodes.text
+        assert (accounting.state, "storage is disabled" in accounting.text) == ("warning", True)
+        real.run("scontrol", "update", "nodename=127.0.0.1,localhost", "state=drain", "reason=test")
+        assert [finding.state for finding in cluster.check_slurm()] == ["ok", "problem", "warning"]
+    finally:
+        real.stop()

@@ -21,6 +21,9 @@ _READERS = ("JPEG", "PNG", "WEBP", "BMP")
 _FAST_COLOURS = ("YCbCr", "Gray", "RGB")
 _MAX_PIXELS = 89_478_485
 """More is taken for a decompression bomb; the figure above which Pillow warns."""
+_MAX_SCANNED_PIXELS = 1 << 32
+"""Of all scans of a progressive JPEG together: some seconds; photographs have ten scans."""
+_LEAST_SCAN_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def _fast_size(data: bytes) -> tuple[int, int]:
     if data[:2] != b"\xff\xd8":
         raise ValueError("not a JPEG")
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
-    if colours not in _FAST_COLOURS or not 0 < height * width <= _MAX_PIXELS:
+    if colours not in _FAST_COLOURS or not 0 < height * width <= _MAX_PIXELS or _endless_scans(data, height * width):
         raise ValueError("not for the fast decoder")
     return int(height), int(width)
 
@@ -164,7 +167,18 @@ def _open(data: bytes) -> "Image.Image":
         raise RunError(_reason(error)) from None
     if not 0 < image.width * image.height <= _MAX_PIXELS:
         raise RunError(f"{image.width}x{image.height} pixels, allowed are 1 to {_MAX_PIXELS:,}")
+    scans = _endless_scans(data, image.width * image.height)
+    if scans:
+        raise RunError(f"{scans} scans of {image.width}x{image.height} pixels, which is taken for a decompression bomb")
     return image
+
+
+def _endless_scans(data: bytes, num_pixels: int) -> int:
+    """The scans of a progressive JPEG, each over all its pixels, where they would take too long; else 0."""
+    if data[:2] != b"\xff\xd8" or len(data) // _LEAST_SCAN_BYTES * num_pixels <= _MAX_SCANNED_PIXELS:
+        return 0
+    scans = data.count(b"\xff\xda")
+    return scans if scans * num_pixels > _MAX_SCANNED_PIXELS else 0
 
 
 def _load(image: "Image.Image") -> None:

@@ -42,7 +42,7 @@ from andscale.data.sources import open_source
 from andscale.data.workers import num_cores, run_jobs
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
-from andscale.store.files import check_writable, write_file
+from andscale.store.files import check_writable, parse_json, read_record_bytes, write_file
 
 _PLAN_NAME = "plan.json"
 _FILE = r"((train|val)(-\d{6,}\.tar|\.parquet)|dataset\.json)"
@@ -163,7 +163,7 @@ def _load_plan(out: Path, raw: RawDataset, options: PrepareOptions) -> _Plan | N
     if not path.is_file():
         return None
     try:
-        plan = _Plan(**json.loads(path.read_bytes()))
+        plan = _Plan(**parse_json(read_record_bytes(path)))
     except (ValueError, TypeError):
         raise RunError(f"{path} is damaged: remove {out} and start again") from None
     wanted = {"source": raw.name, "identity": raw.identity, "samples_per_shard": options.samples_per_shard}

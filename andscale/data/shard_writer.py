@@ -18,7 +18,7 @@ from andscale.data.raw import RawSplit
 from andscale.data.shards import CATALOGUE_KIND, ShardRecord
 from andscale.errors import RunError
 from andscale.store.artifacts import seal
-from andscale.store.files import fsync_path, write_file
+from andscale.store.files import fsync_path, parse_json, write_file
 from andscale.store.parquet import ROW_GROUP_ROWS, SCHEMA_VERSION, open_table
 
 PARTS_NAME = ".parts"
@@ -139,7 +139,7 @@ def _finished(job: ShardJob) -> ShardResult | None:
     try:
         with open_table(job.part, ("sample_id",), CATALOGUE_KIND) as file:
             metadata, rows = file.schema_arrow.metadata, file.metadata.num_rows
-        recorded = json.loads(metadata[_SHARD_KEY])
+        recorded = parse_json(metadata[_SHARD_KEY])
         result = ShardResult(ShardRecord(**recorded["record"]), tuple(recorded["sizes"]), was_kept=True)
     except (RunError, KeyError, TypeError, ValueError):
         return None

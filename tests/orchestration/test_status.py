@@ -221,6 +221,7 @@ def test_following_a_submitted_chain_shows_it_and_ends_with_the_reason_of_its_fa
 
 
 def test_following_goes_on_while_slurm_does_not_answer(slurm, run, quick, monkeypatch, capsys):
+    monkeypatch.setattr("andscale.orchestration.status._SLURM_TIMEOUT_S", 60)  # on a busy machine, too
     launch(LaunchRequest(run=run.root, rounds=range(1), cluster="slurm"))
     for step, job in ((TRAIN_0, 101), (Step("evaluate", 0), 102)):
         os.utime(log(run, step, job, "x"), (time.time() - 600,) * 2)  # as good as dead, as far as the disk tells

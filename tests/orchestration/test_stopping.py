@@ -9,9 +9,13 @@ import time
 import psutil
 import pytest
 
+import slurm_cluster
+from andscale.errors import RunError
+from andscale.metrics import read_metrics
 from andscale.orchestration.reasons import ERROR_MARK, LOST_MARK, why_it_failed
+from andscale.orchestration.requeue import requeue
 from andscale.store.run_layout import RunLayout
-from slurm_cluster import wait_for
+from slurm_cluster import SlurmCluster, missing_programs, wait_for
 from tiny_runs import assert_same_state, trained_state
 from whole_runs import command, run_command, write_config
 
@@ -138,3 +142,77 @@ def test_the_reason_is_that_of_the_rank_that_failed_and_of_the_last_attempt(tmp_
     logs[10].write_text(f"{start}round 0\n")
     assert why_it_failed(tmp_path, "7").startswith("rank 10 was killed, or hung, without a word (is memory short?); ")
     assert why_it_failed(tmp_path, "8") == f"it ended without a word (log: {tmp_path / '8_0_log.out'})"
+
+
+@pytest.mark.parametrize(
+    ("restarts", "answer", "message"),
+    [
+        (3, 0, "job 4711 was requeued 3 times, and resources.max_requeues = 3: launch again to go on, with a longer"),
+        (2, 1, "job 4711 could not be requeued (no controller): launch again to go on"),
+    ],
+)
+def test_a_job_that_cannot_be_requeued_says_so(tmp_path, monkeypatch, restarts, answer, message):
+    environment = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "4711", "SLURM_PROCID": "0"}
+    for name, value in {**environment, "SLURM_RESTART_COUNT": str(restarts), "PATH": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho no controller >&2\nexit {answer}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    with pytest.raises(RunError) as caught:
+        requeue(3)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """A Slurm whose partition ``urgent`` takes nodes from ``main``, with 20 s of grace that begin with SIGTERM."""
+    missing = missing_programs()
+    if missing:
+        why = f"Slurm is not installed here ({', '.join(missing)} missing): tools/install_slurm.sh installs it"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    with pytest.MonkeyPatch.context() as patch:
+        main = "PartitionName=main Nodes=127.0.0.1,localhost "
+        assert main in slurm_cluster._CONF
+        conf = slurm_cluster._CONF.replace(main, f"{main}PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 ")
+        patch.setattr(slurm_cluster, "_CONF", conf + "PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n")
+        cluster = SlurmCluster()
+    cluster.run(
+        "scontrol", "create", "PartitionName=urgent", "Nodes=127.0.0.1,localhost", "State=UP", "PriorityTier=10"
+    )
+    yield cluster
+    cluster.stop()
+
+
+@pytest.mark.slurm
+def test_a_job_that_is_warned_and_then_preempted_is_requeued_twice_and_ends_as_if_it_had_not(
+    slurm, tmp_path, digits, whole
+):
+    arguments = _arguments(tmp_path, digits)
+    arguments[arguments.index("local")] = "slurm"
+    run_command(*arguments, cwd=tmp_path, env=slurm.environment)
+    layout = RunLayout(tmp_path / "runs" / "tiny")
+    folder, job = layout.round(0), json.loads(layout.round(0).job_record("train").read_text())["job_id"]
+    log = folder.logs("train") / f"{job}_0_log.out"
+
+    def num_epochs():
+        return len(read_metrics(folder.metrics)) if folder.metrics.exists() else 0
+
+    wait_for(lambda: num_epochs() > 0, "the first epoch", 90)
+    for number, interrupt in enumerate((("scancel", "--signal=USR2", job), _URGENT), start=1):
+        epochs, started = num_epochs(), time.monotonic()
+        slurm.run(*interrupt)
+        wait_for(lambda n=number: log.read_text().count("stopped at round 0, epoch ") == n, "a checkpoint", 60)
+        saved = time.monotonic() - started
+        wait_for(lambda n=number: log.read_text().count(f"job {job} is queued again") == n, "the requeue", 60)
+        print(f"{interrupt[0]}: saved after {saved:.1f} s, requeued after {time.monotonic() - started:.1f} s")
+        assert time.monotonic() - started < 60
+        if number == 1:
+            wait_for(lambda e=epochs: num_epochs() > e, "the next epoch", 90)
+    slurm.wait_until_empty(timeout_s=200)
+    assert slurm.states()[job] == "COMPLETED"
+    assert log.read_text().count("Starting with JobEnvironment(") == 3
+    assert_same_state(trained_state(whole, 0), trained_state(layout, 0))
+
+
+_URGENT = ("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")

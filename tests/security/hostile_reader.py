@@ -8,5 +8,9 @@ def crash(path):
     os.abort()
 
 
+def fill(path):
+    print(len(bytes(2 << 30)))
+
+
 def hang(path):
     time.sleep(3600)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from andscale.data import unpacking
+from andscale.data import images, unpacking
 from andscale.data.array_formats import load_mat, read_idx, try_mat
 from andscale.data.image_folder import open_image_folder
 from andscale.data.prepare import PrepareOptions, prepare
@@ -22,6 +22,7 @@ from andscale.data.shard_stream import stream_samples
 from andscale.data.sources import open_source
 from andscale.data.tar_archives import list_members
 from andscale.errors import RunError
+from andscale.store import rehearsal
 
 
 def member(name, kind=tarfile.REGTYPE, size=0, link=""):
@@ -156,11 +157,39 @@ def test_cells_nested_without_end_crash_a_child_at_most(tmp_path):
 def test_a_mat_reader_that_crashes_is_one_line(tmp_path, monkeypatch):
     path = mat_file(tmp_path / "train_32x32.mat", b"")
     with pytest.raises(RunError, match=r"train_32x32\.mat is refused: its reader crashes on it \(SIGABRT\)"):
-        from andscale.store.rehearsal import rehearse
-
         monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        rehearse("hostile_reader:crash", path)
+        rehearsal.rehearse("hostile_reader:crash", path)
     assert try_mat(str(path), "X") is None
+
+
+def test_a_reader_that_hangs_ends_within_its_bound(tmp_path, monkeypatch):
+    path = mat_file(tmp_path / "x.mat", b"")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(rehearsal, "_LEAST_TIMEOUT_S", 1.0)
+    with pytest.raises(RunError, match=r"x\.mat is refused: reading it takes more than 1 s"):
+        rehearsal.rehearse("hostile_reader:hang", path)
+
+
+def test_a_reader_that_takes_too_much_memory_ends_within_its_bound(tmp_path, monkeypatch):
+    path = mat_file(tmp_path / "x.mat", b"")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with pytest.raises(RunError, match=r"x\.mat is refused: "):
+        rehearsal.rehearse("hostile_reader:fill", path, room_bytes=1 << 30)
+
+
+def test_a_progressive_jpeg_whose_scans_would_take_minutes_is_refused(monkeypatch):
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(buffer, "JPEG", progressive=True)
+    good = buffer.getvalue()
+    scan = good[good.rindex(b"\xff\xda") : -2]
+    bad = good[:-2] + scan * 1000 + good[-2:]
+    monkeypatch.setattr(images, "_MAX_SCANNED_PIXELS", 64 * 64 * 500)  # as if it had 93 million pixels
+    for decode in (images.check_image, images.decode_rgb, images.image_size):
+        decode(good)
+        with pytest.raises(RunError, match=r"10\d\d scans of 64x64 pixels, which is taken for a decompression bomb"):
+            decode(bad)
 
 
 def test_a_shard_with_a_hostile_member_is_refused_before_webdataset_sees_it(tmp_path, digits):

@@ -16,14 +16,14 @@ from andscale.store import artifacts
 from andscale.training.checkpoint import KIND, STATE_NAME, _load_state, load_checkpoint
 
 # a tuple that holds the one before twice, sixty times: its hash takes 2^60 steps
-HASHED_FOR_EVER = b"\x80\x02}K\x01\x85q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01s."
+HASHED_FOR_EVER = b"\x80\x02}K\x01\x85" + b"q\x00h\x00\x86" * 60 + b"K\x01s."
 REMEMBERS_TOO_MUCH = b"\x80\x02}r\xff\xff\xff\x7f."
 DEEP_KEY = b"\x80\x02}N" + b"\x85" * 200_000 + b"K\x01s."
 
 
 @pytest.mark.parametrize(
     "data",
-    [HASHED_FOR_EVER, DEEP_KEY, b"\x80\x04\x8f(" + HASHED_FOR_EVER[3:-3] + b"\x90."],
+    [HASHED_FOR_EVER, DEEP_KEY, b"\x80\x04\x8f(" + HASHED_FOR_EVER[3:-4] + b"\x90."],
     ids=["exponential hash", "deep key", "set"],
 )
 @pytest.mark.timeout(20)
@@ -58,12 +58,6 @@ class Bomb:
         return os.system, (f"touch {self.witness}",)
 
 
-def _zip(path, data, **options):
-    with zipfile.ZipFile(path, "w", **options) as archive:
-        archive.writestr("archive/data.pkl", data)
-        archive.writestr("archive/version", "3")
-
-
 def write_zip_bomb(path, witness):
     torch.save({"next_epoch": 1, "x": Bomb(witness)}, path)
 
@@ -85,14 +79,28 @@ def write_plain_bomb(path, witness):
     path.write_bytes(pickle.dumps(Bomb(witness)))
 
 
+def _rewritten(path, change, **options):
+    """A good checkpoint's members again, some of them others."""
+    torch.save({"next_epoch": 1, "x": torch.zeros(1 << 20)}, path)
+    with zipfile.ZipFile(path) as good:
+        members = {name: change(name, good.read(name)) for name in good.namelist()}
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
 def write_compressed(path, _):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"next_epoch": 1}, protocol=2))
-        archive.writestr("archive/data/0", bytes(64 << 20))
+    _rewritten(path, lambda _, data: data, compression=zipfile.ZIP_DEFLATED)
 
 
 def write_hash_bomb(path, _):
-    _zip(path, HASHED_FOR_EVER)
+    _rewritten(path, lambda name, data: HASHED_FOR_EVER if name.endswith("data.pkl") else data)
+
+
+def test_a_good_checkpoint_written_again_is_read(tmp_path):
+    """So that the refusals below are for what was changed."""
+    _rewritten(tmp_path / STATE_NAME, lambda _, data: data)
+    assert _load_state(tmp_path / STATE_NAME)["next_epoch"] == 1
 
 
 @pytest.mark.timeout(60)

@@ -306,6 +306,15 @@ def test_an_npy_header_that_lies_is_refused_by_name(tmp_path, header, monkeypatc
     assert not (tmp_path / "executed").exists()
 
 
+def test_an_npy_of_another_length_than_its_header_says_is_refused(tmp_path):
+    np.save(tmp_path / "f.npy", np.ones((4, 3), np.float32))
+    data = (tmp_path / "f.npy").read_bytes()
+    for other in (data[:-4], data + bytes(4)):
+        (tmp_path / "f.npy").write_bytes(other)
+        with pytest.raises(RunError, match=r"f\.npy cannot be read as \.npy: \d+ bytes follow a header of float32"):
+            read_foreign_features(tmp_path / "f.npy")
+
+
 def test_a_pickled_array_and_an_archive_of_arrays_are_no_features(tmp_path):
     np.save(tmp_path / "f.npy", np.array([[{}]], dtype=object), allow_pickle=True)
     with pytest.raises(RunError, match=r"f\.npy cannot be read"):
