@@ -1,15 +1,16 @@
 """--rebuild: what is damaged or stale is moved aside and made again, and only then."""
 
 import json
+import re
 import shutil
 
 import pytest
 
 from andscale.errors import RunError
+from andscale.orchestration import follow, local
 from andscale.orchestration import launch as launching
-from andscale.orchestration import local
 from andscale.orchestration.launch import LaunchRequest, launch
-from andscale.orchestration.steps import outputs
+from andscale.orchestration.steps import Step, outputs
 from andscale.store import artifacts
 from andscale.store.run_layout import RunLayout
 from fake_slurm import FakeSlurm
@@ -33,6 +34,9 @@ def make(layout, step, text):
         with artifacts.publish(layout.root / name, kind=kind, provenance=provenance) as draft:
             draft.path("content.bin").write_text(f"{name} {text}")
             draft.add("content.bin")
+            if kind == "evaluation":
+                draft.path("evaluation.json").write_text('{"accuracy": 0.5}')
+                draft.add("evaluation.json")
 
 
 @pytest.fixture
@@ -184,3 +188,20 @@ def test_on_slurm_the_damaged_step_is_submitted_and_the_user_told_to_come_again(
     assert list(slurm.ids()) == ["train:0"]
     assert "launch with --rebuild again" in capsys.readouterr().out
     assert json.loads((RunLayout(run.root).round(0).job_record("train")).read_text())["job_id"] == "101"
+
+
+def test_following_a_rebuild_on_slurm_submits_what_became_stale_until_nothing_is(run, made, tmp_path, monkeypatch):
+    slurm = FakeSlurm(tmp_path / "slurm", monkeypatch)
+
+    def all_jobs_end_well(_):
+        for name, job_id in slurm.ids().items():
+            kind, number = name.split(":")
+            make(run, Step(kind, int(number)), "second")
+            slurm.end(job_id)
+
+    monkeypatch.setattr(follow.time, "sleep", all_jobs_end_well)
+    lose(run.round(0).memory)
+    launch(LaunchRequest(run.root, range(2), cluster="slurm", rebuild=True, follow=True))
+    submitted = [path.read_text() for path in sorted((slurm.root / "scripts").iterdir())]
+    names = [re.search("--job-name=andscale-run-(.*)", script)[1] for script in submitted]
+    assert names == ["train-0", "evaluate-0", "index-1", "train-1", "evaluate-1"]
