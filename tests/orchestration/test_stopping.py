@@ -10,17 +10,20 @@ import psutil
 import pytest
 
 import slurm_cluster
+from andscale.config import ResourcesConfig
 from andscale.errors import RunError
 from andscale.metrics import read_metrics
+from andscale.orchestration import jobs
 from andscale.orchestration.reasons import ERROR_MARK, LOST_MARK, why_it_failed
 from andscale.orchestration.requeue import requeue
+from andscale.orchestration.steps import Step
 from andscale.store.run_layout import RunLayout
 from slurm_cluster import SlurmCluster, missing_programs, wait_for
 from tiny_runs import assert_same_state, trained_state
 from whole_runs import command, run_command, write_config
 
 
-def _arguments(folder, digits, *, epochs=6, **resources):
+def _arguments(folder, digits, *, epochs=15, **resources):
     settings = [f"optim.num_epochs={epochs}", *(f"resources.{name}={value}" for name, value in resources.items())]
     sets = [word for setting in settings for word in ("--set", setting)]
     return ["--round", "0", "--config", write_config(folder, digits), "--cluster", "local", *sets]
@@ -74,7 +77,10 @@ def _checkpoints(layout):
 def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on_from_it(tmp_path, digits, whole):
     arguments = _arguments(tmp_path, digits)
     launched = _Launched(tmp_path, arguments)
+    launched.ranks[0].suspend()  # a job that takes its time to save: submitit's controller would kill it after 1 s
     os.killpg(launched.process.pid, signal.SIGINT)  # as a terminal does: to the launcher and all of its job
+    time.sleep(3)
+    launched.ranks[0].resume()
     code, said, seconds = launched.end()
     assert code == 130
     assert seconds < 30
@@ -160,6 +166,23 @@ def test_a_job_that_cannot_be_requeued_says_so(tmp_path, monkeypatch, restarts, 
     with pytest.raises(RunError) as caught:
         requeue(3)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_index_job_is_queued_again_at_once_by_its_rank_0(monkeypatch, tmp_path, rank):
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_PROCID", str(rank))
+    asked = []
+    monkeypatch.setattr(jobs, "requeue", asked.append)
+    monkeypatch.setattr(jobs, "run_step", lambda *_: os.kill(os.getpid(), signal.SIGUSR2))
+    monkeypatch.setattr(jobs.StepJob, "_enter_world", lambda *_: None)
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        jobs.StepJob(tmp_path, Step("index", 1), resources=ResourcesConfig(max_requeues=7))()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert asked == [7][rank:]
 
 
 @pytest.fixture(scope="module")
