@@ -156,21 +156,21 @@ def load_checkpoint(folder: Path, world: World, provenance: artifacts.Provenance
     path = Path(chosen)
     manifest = artifacts.load_manifest(path, KIND)
     shards = [path / f.name for f in manifest.files if f.rows is not None]
-    state = _load_state(path / STATE_NAME)
-    # those of version 0.2 were written at the ends of epochs alone
-    position = Position(**state["position"]) if "position" in state else Position(int(state["next_epoch"]))
+    state, position = _load_state(path / STATE_NAME)
     return Checkpoint(position, state, gather_by_id(shards, manifest.num_rows))
 
 
-def _load_state(path: Path) -> dict[str, Any]:
+def _load_state(path: Path) -> tuple[dict[str, Any], Position]:
     try:
         check_torch_file(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        # older ones were written at the ends of epochs alone
+        position = Position(**state["position"]) if "position" in state else Position(int(state["next_epoch"]))
     except Exception:  # torch's reader raises nearly anything on damaged bytes
         raise RunError(
             f"{path} is not a checkpoint of ours: remove {path.parent.parent} to start the round anew"
         ) from None
-    return state
+    return state, position
 
 
 def _newest_valid(folder: Path, provenance: artifacts.Provenance) -> str | None:

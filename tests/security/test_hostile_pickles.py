@@ -100,7 +100,7 @@ def write_hash_bomb(path, _):
 def test_a_good_checkpoint_written_again_is_read(tmp_path):
     """So that the refusals below are for what was changed."""
     _rewritten(tmp_path / STATE_NAME, lambda _, data: data)
-    assert _load_state(tmp_path / STATE_NAME)["next_epoch"] == 1
+    assert _load_state(tmp_path / STATE_NAME)[0]["next_epoch"] == 1
 
 
 @pytest.mark.timeout(60)
@@ -137,3 +137,10 @@ def test_a_strangers_checkpoint_with_a_matching_manifest_is_refused_too(tmp_path
     with pytest.raises(RunError, match=r"state\.pt is not a checkpoint of ours"):
         load_checkpoint(tmp_path, World(), provenance)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("state", [{}, {"position": {"epoch": 1, "turn": 2}}, {"next_epoch": "one"}])
+def test_a_checkpoint_without_a_position_is_refused(tmp_path, state):
+    torch.save(state, tmp_path / STATE_NAME)
+    with pytest.raises(RunError, match=r"state\.pt is not a checkpoint of ours"):
+        _load_state(tmp_path / STATE_NAME)
