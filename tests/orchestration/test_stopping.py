@@ -223,15 +223,14 @@ def test_a_job_that_is_warned_and_then_preempted_is_requeued_twice_and_ends_as_i
 
     wait_for(lambda: num_epochs() > 0, "the first epoch", 90)
     for number, interrupt in enumerate((("scancel", "--signal=USR2", job), _URGENT), start=1):
-        epochs, started = num_epochs(), time.monotonic()
+        wait_for(lambda n=number: log.read_text().count("round 0: 2 ranks") == n, "the job's start", 90)
+        started = time.monotonic()
         slurm.run(*interrupt)
         wait_for(lambda n=number: log.read_text().count("stopped at round 0, epoch ") == n, "a checkpoint", 60)
         saved = time.monotonic() - started
         wait_for(lambda n=number: log.read_text().count(f"job {job} is queued again") == n, "the requeue", 60)
         print(f"{interrupt[0]}: saved after {saved:.1f} s, requeued after {time.monotonic() - started:.1f} s")
         assert time.monotonic() - started < 60
-        if number == 1:
-            wait_for(lambda e=epochs: num_epochs() > e, "the next epoch", 90)
     slurm.wait_until_empty(timeout_s=200)
     assert slurm.states()[job] == "COMPLETED"
     assert log.read_text().count("Starting with JobEnvironment(") == 3
