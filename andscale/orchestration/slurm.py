@@ -83,7 +83,8 @@ def parameters(layout: RunLayout, step: Step, config: RunConfig, after: list[str
         "qos": site.qos,
         "constraint": site.constraint,
         "setup": site.setup,
-        "srun_args": [*cpus, *(site.srun_args or [])],
+        # a rank that failed, or gave up one that hangs, ends them all; the site's own arguments come last and count
+        "srun_args": ["--kill-on-bad-exit=1", *cpus, *(site.srun_args or [])],
         "stderr_to_stdout": True,
         "additional_parameters": additional,
     }

@@ -187,7 +187,7 @@ def test_an_index_job_is_queued_again_at_once_by_its_rank_0(monkeypatch, tmp_pat
 
 @pytest.fixture(scope="module")
 def slurm():
-    """A Slurm whose partition ``urgent`` takes nodes from ``main``, with 20 s of grace that begin with SIGTERM."""
+    """A Slurm whose partition ``high`` takes nodes from ``low``, with 20 s of grace that begin with SIGTERM."""
     missing = missing_programs()
     if missing:
         why = f"Slurm is not installed here ({', '.join(missing)} missing): tools/install_slurm.sh installs it"
@@ -195,27 +195,28 @@ def slurm():
             pytest.fail(why)
         pytest.skip(why)
     with pytest.MonkeyPatch.context() as patch:
-        main = "PartitionName=main Nodes=127.0.0.1,localhost "
-        assert main in slurm_cluster._CONF
-        conf = slurm_cluster._CONF.replace(main, f"{main}PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 ")
-        patch.setattr(slurm_cluster, "_CONF", conf + "PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n")
+        warning = "SlurmctldParameters=preempt_send_user_signal\n"
+        assert warning in slurm_cluster._CONF
+        patch.setattr(slurm_cluster, "_CONF", slurm_cluster._CONF.replace(warning, ""))
         cluster = SlurmCluster()
-    cluster.run(
-        "scontrol", "create", "PartitionName=urgent", "Nodes=127.0.0.1,localhost", "State=UP", "PriorityTier=10"
-    )
     yield cluster
     cluster.stop()
+
+
+def _submit(slurm, folder, arguments):
+    """(the run's layout, the training job's id)."""
+    arguments[arguments.index("local")] = "slurm"
+    run_command(*arguments, "--set", "slurm.partition=low", cwd=folder, env=slurm.environment)
+    layout = RunLayout(folder / "runs" / "tiny")
+    return layout, json.loads(layout.round(0).job_record("train").read_text())["job_id"]
 
 
 @pytest.mark.slurm
 def test_a_job_that_is_warned_and_then_preempted_is_requeued_twice_and_ends_as_if_it_had_not(
     slurm, tmp_path, digits, whole
 ):
-    arguments = _arguments(tmp_path, digits)
-    arguments[arguments.index("local")] = "slurm"
-    run_command(*arguments, cwd=tmp_path, env=slurm.environment)
-    layout = RunLayout(tmp_path / "runs" / "tiny")
-    folder, job = layout.round(0), json.loads(layout.round(0).job_record("train").read_text())["job_id"]
+    layout, job = _submit(slurm, tmp_path, _arguments(tmp_path, digits))
+    folder = layout.round(0)
     log = folder.logs("train") / f"{job}_0_log.out"
 
     def num_epochs():
@@ -237,4 +238,23 @@ def test_a_job_that_is_warned_and_then_preempted_is_requeued_twice_and_ends_as_i
     assert_same_state(trained_state(whole, 0), trained_state(layout, 0))
 
 
-_URGENT = ("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+_URGENT = ("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+
+
+@pytest.mark.slurm
+def test_a_rank_that_hangs_ends_its_job_on_slurm_too(slurm, tmp_path, digits):
+    layout, job = _submit(slurm, tmp_path, _arguments(tmp_path, digits, epochs=400, hang_timeout_min=0.1))
+    wait_for(layout.round(0).metrics.exists, "the first epoch", 90)
+    logs = str(layout.round(0).logs("train").resolve())
+    tasks = [task for task in psutil.process_iter(["cmdline"]) if task.info["cmdline"][-2:] == [_SUBMITTED, logs]]
+    (hanging,) = [task for task in tasks if task.environ()["SLURM_PROCID"] == "1"]
+    hanging.suspend()
+    started = time.monotonic()
+    wait_for(lambda: slurm.states()[job] not in ("RUNNING", "COMPLETING"), "the job's end", 60)
+    print(f"ended {time.monotonic() - started:.1f} s after a rank hung, of which 6 s are hang_timeout_min")
+    assert slurm.states()[job] == "FAILED"
+    reason = why_it_failed(layout.round(0).logs("train"), job)
+    assert reason.startswith("rank 1 was killed, or hung, without a word (is memory short?); rank 0")
+
+
+_SUBMITTED = "submitit.core._submit"
