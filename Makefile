@@ -4,7 +4,7 @@
 PYTHON_IN_ENV = .venv/bin/python
 
 # a file's tests stay together, for what they share is made once; many of them wait for jobs that start
-IN_PARALLEL = -n 3 --dist loadfile
+IN_PARALLEL = -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check bench bench-gpu chaos fuzz env format lint types slurm
 

@@ -192,7 +192,7 @@ def fake_slurm(folder, monkeypatch, **scripts):
 GOOD = {
     "sbatch": "echo slurm 24.05.1",
     "scontrol": 'case $1 in ping) echo "Slurmctld(primary) at h is UP";; *) echo "SLURM_VERSION = 24.05.1";; esac',
-    "sinfo": 'echo "gpu* 4 idle"',
+    "sinfo": 'echo "n1 gpu* idle"',
 }
 
 
@@ -216,8 +216,8 @@ def test_a_slurm_that_works_is_all_right_and_one_that_does_not_says_what(tmp_pat
 def test_slurms_versions_and_nodes_are_judged():
     assert cluster.judge_controller("slurm 23.11.4", "SLURM_VERSION = 23.11.9").state == "ok"
     assert cluster.judge_controller("slurm 23.11.4", "SLURM_VERSION           = 24.05.1").state == "warning"
-    assert cluster.judge_nodes("gpu* 2 idle\ncpu 1 down*").state == "ok"
-    assert cluster.judge_nodes("gpu* 2 down\ngpu* 1 drained\ngpu* 1 idle*").state == "problem"
+    assert cluster.judge_nodes("n1 gpu* idle\nn2 cpu down*").state == "ok"
+    assert cluster.judge_nodes("n1 gpu* down\nn2 gpu* drained\nn3 gpu* idle*").state == "problem"
 
 
 def test_the_folder_is_tried_and_left_as_it_was(tmp_path):
@@ -321,7 +321,7 @@ def test_a_real_slurm_is_seen_and_so_is_one_whose_nodes_are_drained(monkeypatch)
             monkeypatch.setenv(name, value)
         slurm, nodes, accounting = cluster.check_slurm()
         assert (slurm.state, nodes.state) == ("ok", "ok")
-        assert "2 can take jobs; partitions main*" in nodes.text
+        assert "2 can take jobs; partitions high, low, main*" in nodes.text
         assert (accounting.state, "storage is disabled" in accounting.text) == ("warning", True)
         real.run("scontrol", "update", "nodename=127.0.0.1,localhost", "state=drain", "reason=test")
         assert [finding.state for finding in cluster.check_slurm()] == ["ok", "problem", "warning"]

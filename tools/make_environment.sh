@@ -44,7 +44,7 @@ else
     uv=
 fi
 install() {
-    if [ -n "$uv" ] && "$uv" pip install -q --python .venv/bin/python "$@"; then
+    if [ -n "$uv" ] && "$uv" pip install -q --compile-bytecode --python .venv/bin/python "$@"; then
         return
     fi
     echo "installing with pip"

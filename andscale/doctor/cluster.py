@@ -46,18 +46,18 @@ def judge_controller(client: str, config: str) -> Finding:
 
 
 def _nodes() -> Finding:
-    code, text = ask(["sinfo", "--noheader", "--format=%P %D %T"], _TIMEOUT_S)
+    code, text = ask(["sinfo", "--noheader", "--Node", "--format=%N %P %T"], _TIMEOUT_S)
     if code != 0:
         return warning("Slurm nodes", f"sinfo does not answer: {one_line(text)}", "look at slurmctld's log")
     return judge_nodes(text)
 
 
 def judge_nodes(text: str) -> Finding:
-    """``PARTITION COUNT STATE`` lines: whether there is a node that can take a job."""
+    """``NODE PARTITION STATE`` lines: whether there is a node that can take a job; one may be in several partitions."""
     rows = [line.split() for line in text.splitlines() if len(line.split()) == 3]
     down = ("down", "drain", "fail", "unknown", "inval", "maint", "poweroff")
-    useful = sum(int(count) for _, count, state in rows if not state.startswith(down) and not state.endswith("*"))
-    partitions = ", ".join(sorted({name for name, _, _ in rows}))
+    useful = len({node for node, _, state in rows if not state.startswith(down) and not state.endswith("*")})
+    partitions = ", ".join(sorted({partition for _, partition, _ in rows}))
     if not useful:
         return problem("Slurm nodes", f"none can take a job ({one_line(text)})", "sinfo -R says why; scontrol update")
     return ok("Slurm nodes", f"{useful} can take jobs; partitions {partitions}")

@@ -18,6 +18,7 @@ from andscale.store.features import read_features
 from andscale.store.run_layout import RunLayout
 from andscale.training import loop
 from andscale.training.backbones import build_backbone, load_weights
+from andscale.training.stopping import StopSignals
 from andscale.training.supervised import training_labels
 from tiny_runs import assert_same_state, start_run, trained_state
 from whole_runs import CONFIG
@@ -42,7 +43,7 @@ def launched(tmp_path, digits, monkeypatch, capsys):
 
     def run_here(layout, pending, resources):
         for step in pending:
-            run_step(layout.root, step, World())
+            run_step(layout.root, step, World(), StopSignals(), resources)
             steps.append(str(step))
 
     monkeypatch.setattr(local, "run_steps", run_here)
