@@ -22,7 +22,11 @@ cat $D/jobs/* 2> /dev/null
 exit 0
 """,
     "scancel": 'rm "$D/jobs/$1" && echo $1 >> $D/cancelled\n',
-    "scontrol": "echo 'Slurmctld(primary) at here is UP'\n",
+    "scontrol": """\
+[ "$1" = ping ] && echo 'Slurmctld(primary) at here is UP'
+[ "$1" = release ] && { echo $2 >> $D/released; sed -i 's/launch failed requeued held/Priority/' "$D/jobs/$2"; }
+exit 0
+""",
     "srun": "",
 }
 
@@ -71,5 +75,12 @@ class FakeSlurm:
 
     def cancelled(self):
         """Ids in the order in which they were cancelled."""
-        path = self.root / "cancelled"
+        return self._told("cancelled")
+
+    def released(self):
+        """Ids of the jobs that ``scontrol release`` was called for."""
+        return self._told("released")
+
+    def _told(self, name):
+        path = self.root / name
         return path.read_text().split() if path.exists() else []

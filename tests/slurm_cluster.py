@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 _PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scontrol", "scancel")
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
@@ -60,6 +62,17 @@ PartitionName=high Nodes=127.0.0.1,localhost MaxTime=INFINITE State=UP PriorityT
 def missing_programs():
     """Programs of Debian's Slurm and munge that are not installed."""
     return [name for name in _PROGRAMS if shutil.which(name, path=_PATH) is None]
+
+
+def start_or_skip():
+    """A cluster; where Slurm is not installed the test is skipped, and in CI it fails."""
+    missing = missing_programs()
+    if missing:
+        why = f"Slurm is not installed here ({', '.join(missing)} missing): tools/install_slurm.sh installs it"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    return SlurmCluster()
 
 
 class SlurmCluster:
@@ -153,7 +166,11 @@ class SlurmCluster:
     def wait_until_empty(self, timeout_s):
         """Wait until no job waits or runs."""
         live = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED"}
-        wait_for(lambda: not live & set(self.states().values()), "an empty queue", timeout_s)
+        try:
+            wait_for(lambda: not live & set(self.states().values()), "an empty queue", timeout_s)
+        except TimeoutError as error:
+            seen = self.run("squeue", "-o", "%i %j %T %r %M") + self.run("sinfo", "-N", "-o", "%N %P %T %E")
+            raise TimeoutError(f"{error}\n{seen}\n{self.logs()}") from None
 
     def logs(self):
         """The ends of the daemons' logs."""

@@ -19,7 +19,7 @@ from andscale.doctor.children import answers_of
 from andscale.doctor.finding import ok, problem, warning
 from andscale.indexing.faiss_health import FaissBuild, cuda_of, difference, libraries_twice
 from andscale.indexing.faiss_index import build_flat
-from slurm_cluster import SlurmCluster, missing_programs
+from slurm_cluster import start_or_skip
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -312,10 +312,7 @@ def test_the_exit_code_is_1_for_a_problem_and_not_for_a_warning(monkeypatch, cap
 
 @pytest.mark.slurm
 def test_a_real_slurm_is_seen_and_so_is_one_whose_nodes_are_drained(monkeypatch):
-    missing = missing_programs()
-    if missing:
-        pytest.skip(f"Slurm is not installed here ({', '.join(missing)} missing): tools/install_slurm.sh installs it")
-    real = SlurmCluster()
+    real = start_or_skip()
     try:
         for name, value in real.environment.items():
             monkeypatch.setenv(name, value)

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from andscale.audit.subject import open_subject
 from andscale.data.shards import load_catalogue, open_dataset
 from andscale.errors import UsageError
-from andscale.store import artifacts
-from andscale.store.neighbourhoods import NeighbourhoodTable, read_table
-from andscale.store.run_layout import RunLayout
-from andscale.store.run_record import load_run
+from andscale.store.neighbourhoods import NeighbourhoodTable
 
 NUM_ENTROPY_GROUPS = 10
 
@@ -78,27 +76,16 @@ def inspect_round(run: Path, round_number: int | None) -> dict[str, Any]:
     Raises:
         UsageError: no such round. RunError: the table is damaged.
     """
-    record, layout = load_run(run), RunLayout(run)
-    with_table = [r for r in layout.round_numbers() if artifacts.is_complete(layout.round(r).neighbourhoods)]
-    if round_number is None:
-        if not with_table and not record.config.method.finds_neighbours:
-            raise UsageError(f"{run} has no neighbourhoods: method.name = {record.config.method.name} finds none")
-        if not with_table:
-            raise UsageError(f"{run} has no neighbourhoods yet: run jobs/launch_round.py --round 1 first")
-        round_number = with_table[-1]
-    elif round_number not in with_table:
-        known = ", ".join(map(str, with_table)) or "none"
-        raise UsageError(f"round {round_number} has no neighbourhoods; rounds with neighbourhoods: {known}")
-    table, manifest = read_table(layout.round(round_number).neighbourhoods)
-    labels = audit_labels_of(record.dataset_root, len(table))
+    subject = open_subject(run, round_number)
+    table, labels = subject.table, subject.audit_labels if subject.is_labelled else None
     return {
         "run": str(run),
-        "round": round_number,
+        "round": subject.round_number,
         "num_samples": len(table),
         "num_neighbours": table.num_neighbours,
         "labelled": labels is not None,
         "groups": [vars(group) for group in purity_groups(table, labels)],
-        "seconds": manifest.seconds,
+        "seconds": subject.manifest.seconds,
     }
 
 

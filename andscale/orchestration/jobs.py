@@ -4,6 +4,8 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +24,8 @@ from andscale.training.stopping import Request, StoppedError, StopSignals
 _PR_SET_PDEATHSIG = 1
 _LAST_WORDS_S = 5
 """How long the ranks of a failed local job have to end by themselves."""
+_MEETING_POLL_S = 0.3
+"""How often a rank that has not met the others yet looks whether they are there."""
 
 
 class StepJob:
@@ -75,6 +79,8 @@ class StepJob:
         if self.step.kind != "train":
             self._leave_at_signals(resources)
         self._restore_cuda_devices()
+        if self.local_port is not None:
+            threading.Thread(target=_leave_if_a_rank_is_gone, daemon=True).start()
         run_step(self.run, self.step, self._enter_world(resources), signals, resources)
 
     def _resources(self) -> ResourcesConfig:
@@ -147,6 +153,28 @@ def _end_the_other_ranks() -> None:
     _, hanging = psutil.wait_procs([task for task in psutil.Process(me.ppid()).children() if task != me], _LAST_WORDS_S)
     for task in hanging:
         task.kill()
+
+
+def _leave_if_a_rank_is_gone() -> None:
+    """End this rank of a local job when another one ends before all have met.
+
+    From then on the process group notices; until then its store waits for a rank that was killed while it started, for
+    as long as for one that hangs. On Slurm, srun's --kill-on-bad-exit does this.
+    """
+    task = submitit.JobEnvironment()
+    controller, missed = psutil.Process(os.getppid()), 0
+    while task.num_tasks > 1 and missed < 2 and not _has_met():
+        time.sleep(_MEETING_POLL_S)
+        missed = missed + 1 if len(controller.children()) < task.num_tasks else 0
+    if missed and not _has_met():
+        line = f"{LOST_MARK}rank {task.global_rank}: another rank of the job ended before they all had met"
+        print(line, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _has_met() -> bool:
+    is_initialized = getattr(sys.modules.get("torch.distributed"), "is_initialized", None)  # it may be half imported
+    return is_initialized is not None and bool(is_initialized())
 
 
 def _die_with_parent() -> None:

@@ -16,7 +16,14 @@ from andscale.errors import RunError
 from andscale.orchestration.holding import Hold
 from andscale.orchestration.jobs import StepJob
 from andscale.orchestration.records import read_job_record, write_job_record
-from andscale.orchestration.slurm_queue import QueuedJob, cancel_job, job_comment, job_name, queued_jobs
+from andscale.orchestration.slurm_queue import (
+    QueuedJob,
+    cancel_job,
+    job_comment,
+    job_name,
+    queued_jobs,
+    release_job,
+)
 from andscale.orchestration.steps import Step, prerequisites
 from andscale.store.run_layout import RunLayout
 
@@ -48,6 +55,9 @@ def submit_chain(
             _adopt(layout, step, job, config)
             jobs[step] = job.job_id
             print(f"{step}: job {job.job_id} is there already", flush=True)
+            if job.is_held_after_a_failed_start:
+                release_job(job.job_id)
+                print(f"{step}: job {job.job_id} was held by Slurm after it could not be started: released", flush=True)
             continue
         hold.check()
         if job is not None:

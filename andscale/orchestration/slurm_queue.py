@@ -17,6 +17,7 @@ from andscale.store.run_layout import RunLayout
 ANSWER_TIMEOUT_S = 20
 _FORMAT = "%i|%T|%j|%k|%N|%S|%E|%r"
 _COMPLETING_S = 60
+HELD_REASON = "launch failed requeued held"
 _ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", "PREEMPTED",
 }  # fmt: skip
@@ -46,6 +47,11 @@ class QueuedJob:
     def never_starts(self) -> bool:
         """Whether it waits for a job that failed."""
         return self.reason == "DependencyNeverSatisfied"
+
+    @property
+    def is_held_after_a_failed_start(self) -> bool:
+        """Whether Slurm could not start it on a node, queued it again, and holds it until somebody releases it."""
+        return self.reason == HELD_REASON
 
 
 def controller_answers(timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
@@ -141,6 +147,22 @@ def cancel_job(job_id: str) -> None:
         raise RunError(f"scancel does not answer ({error}): try again when Slurm does") from None
     if answer.returncode and "Invalid job id" not in answer.stderr and "already" not in answer.stderr:
         raise RunError(f"job {job_id} cannot be cancelled: {' '.join(answer.stderr.split())}")
+
+
+def release_job(job_id: str) -> None:
+    """Let a held job start.
+
+    Raises:
+        RunError: scontrol does not answer, or refuses.
+    """
+    try:
+        answer = subprocess.run(
+            ["scontrol", "release", job_id], capture_output=True, text=True, timeout=ANSWER_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RunError(f"scontrol does not answer ({error}): try again when Slurm does") from None
+    if answer.returncode:
+        raise RunError(f"job {job_id}, which Slurm holds, cannot be released: {' '.join(answer.stderr.split())}")
 
 
 def _squeue(arguments: list[str], timeout_s: float) -> list[str]:

@@ -14,6 +14,7 @@ from andscale.orchestration.jobs_view import JobsView, LiveJob, see_jobs
 from andscale.orchestration.logs import failure_reason, is_queued_again, last_progress, newest_logs
 from andscale.orchestration.reasons import culprit
 from andscale.orchestration.records import read_job_record
+from andscale.orchestration.slurm_queue import HELD_REASON
 from andscale.orchestration.steps import (
     Step,
     damage,
@@ -116,6 +117,8 @@ def step_status(layout: RunLayout, step: Step, view: JobsView) -> StepStatus:
     if job.is_running:
         return _running(layout, step, job)
     why = "it waits for a job that failed" if job.never_starts else None
+    if job.reason == HELD_REASON:
+        why = "Slurm could not start it and holds it: launching again releases it"
     return StepStatus(
         step, "waiting", job=str(job), waits_for=_needed(layout, step) or job.reason or "its turn", why=why
     )

@@ -56,6 +56,15 @@ def _kill(victim, launcher, run, rng):
     return bool(chosen)
 
 
+def _wait_for_its_own_end(launcher, run, victim, bound_s=120):
+    """A launcher whose job was killed ends by itself, in seconds where the cores are free."""
+    try:
+        launcher.wait(bound_s)
+    except subprocess.TimeoutExpired:
+        logs = "".join(f"--- {path}\n{path.read_text()[-1500:]}\n" for path in sorted(run.rglob("*_log.out")))
+        raise AssertionError(f"after the {victim} was killed: {_jobs(run)} still run\n{logs}") from None
+
+
 def test_a_run_whose_processes_are_killed_ends_like_one_that_was_not(tmp_path, digits):
     quiet = tmp_path / "quiet"
     quiet.mkdir()
@@ -75,11 +84,12 @@ def test_a_run_whose_processes_are_killed_ends_like_one_that_was_not(tmp_path, d
             with contextlib.suppress(subprocess.TimeoutExpired):
                 # mostly within the next step or two: a run that is killed sooner gets nowhere
                 launcher.wait(rng.uniform(0.02, 0.5) * whole_s)
+            while launcher.poll() is None and not _kill(victim, launcher, folder / "runs", rng):
+                time.sleep(0.05)  # between two jobs there is nobody to kill
             finished = launcher.poll() == 0
-            if not finished:
-                kills += _kill(victim, launcher, folder / "runs", rng)
+            kills += not finished
             if victim != "launcher" and not finished:
-                launcher.wait(60)  # a launcher whose job was killed ends by itself
+                _wait_for_its_own_end(launcher, folder / "runs", victim)
         run_command("--rounds", "0-1", "--config", config, "--cluster", "local", cwd=folder)
         assert_same_run(quiet / "runs" / "tiny", folder / "runs" / "tiny", (0, 1))
         assert [p for p in (folder / "runs").rglob(".*") if ".partial-" in p.name] == []

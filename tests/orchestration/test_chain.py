@@ -6,6 +6,7 @@ from andscale.errors import RunError
 from andscale.orchestration import slurm as submitting
 from andscale.orchestration.launch import LaunchRequest, launch
 from andscale.orchestration.records import read_job_record
+from andscale.orchestration.status import run_status
 from andscale.orchestration.steps import Step, outputs
 from andscale.store import artifacts
 from andscale.store.run_layout import RunLayout
@@ -144,3 +145,17 @@ def test_a_local_launch_is_refused_while_a_slurm_job_of_the_run_may_live(slurm, 
     with pytest.raises(RunError, match="train round 0 may still be Slurm job 101"):
         launch(LaunchRequest(run=run.root, rounds=range(1), cluster="local"))
     assert RunLayout(run.root).record.exists()
+
+
+def test_a_job_that_slurm_could_not_start_and_holds_is_released_by_the_next_launch(slurm, run, capsys):
+    launch_rounds(run)
+    held = slurm.ids()["train:0"]
+    slurm.change(held, reason="launch failed requeued held")
+    slurm.change(slurm.ids()["index:1"], reason="JobHeldUser")  # somebody's wish
+    train = next(step for step in run_status(run.root).steps if str(step.step) == "train round 0")
+    assert train.why == "Slurm could not start it and holds it: launching again releases it"
+    capsys.readouterr()
+    launch_rounds(run)
+    assert slurm.released() == [held]
+    assert f"job {held} was held by Slurm after it could not be started: released" in capsys.readouterr().out
+    assert slurm.num_submitted() == 5

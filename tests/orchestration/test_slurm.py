@@ -13,19 +13,13 @@ from andscale.orchestration.steps import Step
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import load_run
 from golden import assert_golden
-from slurm_cluster import SlurmCluster, missing_programs, wait_for
+from slurm_cluster import start_or_skip, wait_for
 from whole_runs import assert_same_run, run_command, write_config
 
 
 @pytest.fixture(scope="module")
 def slurm():
-    missing = missing_programs()
-    if missing:
-        why = f"Slurm is not installed here ({', '.join(missing)} missing): tools/install_slurm.sh installs it"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    cluster = SlurmCluster()
+    cluster = start_or_skip()
     yield cluster
     cluster.stop()
 

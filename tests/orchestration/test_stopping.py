@@ -18,7 +18,7 @@ from andscale.orchestration.reasons import ERROR_MARK, LOST_MARK, why_it_failed
 from andscale.orchestration.requeue import requeue
 from andscale.orchestration.steps import Step
 from andscale.store.run_layout import RunLayout
-from slurm_cluster import SlurmCluster, missing_programs, wait_for
+from slurm_cluster import start_or_skip, wait_for
 from tiny_runs import assert_same_state, trained_state
 from whole_runs import command, run_command, write_config
 
@@ -127,6 +127,22 @@ def test_a_killed_rank_ends_the_others_and_is_named(tmp_path, digits):
     assert "_1_log.out)" in said
 
 
+def test_a_rank_that_is_killed_while_it_starts_ends_the_others(tmp_path, digits):
+    launcher = subprocess.Popen(
+        command(*_arguments(tmp_path, digits)), cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    logs = RunLayout(tmp_path / "runs" / "tiny").round(0).logs("train")
+    wait_for(lambda: list(logs.glob("*_1_log.out")), "rank 1 to be started", 60)
+    controller = psutil.Process(int(next(logs.glob("*_1_log.out")).name.split("_")[0]))
+    wait_for(lambda: len(controller.children()) == 2, "both ranks")
+    next(task for task in controller.children() if task.environ()["SUBMITIT_LOCAL_GLOBALID"] == "1").kill()
+    _, said = launcher.communicate(timeout=60)  # the other one would wait for hang_timeout_min = 10
+    assert launcher.returncode == 1
+    assert (
+        "rank 1 was killed, or hung, without a word (is memory short?); rank 0: another rank of the job ended" in said
+    )
+
+
 def test_a_rank_that_hangs_is_given_up_after_the_timeout_and_named(tmp_path, digits):
     launched = _Launched(tmp_path, _arguments(tmp_path, digits, epochs=200, hang_timeout_min=0.1))
     launched.ranks[0].suspend()
@@ -188,17 +204,11 @@ def test_an_index_job_is_queued_again_at_once_by_its_rank_0(monkeypatch, tmp_pat
 @pytest.fixture(scope="module")
 def slurm():
     """A Slurm whose partition ``high`` takes nodes from ``low``, with 20 s of grace that begin with SIGTERM."""
-    missing = missing_programs()
-    if missing:
-        why = f"Slurm is not installed here ({', '.join(missing)} missing): tools/install_slurm.sh installs it"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
     with pytest.MonkeyPatch.context() as patch:
         warning = "SlurmctldParameters=preempt_send_user_signal\n"
         assert warning in slurm_cluster._CONF
         patch.setattr(slurm_cluster, "_CONF", slurm_cluster._CONF.replace(warning, ""))
-        cluster = SlurmCluster()
+        cluster = start_or_skip()
     yield cluster
     cluster.stop()
 
