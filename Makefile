@@ -6,15 +6,15 @@ PYTHON_IN_ENV = .venv/bin/python
 # a file's tests stay together, for what they share is made once; many of them wait for jobs that start
 IN_PARALLEL = -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check bench bench-gpu chaos fuzz env format lint types slurm
+.PHONY: demo test check bench bench-gpu chaos fuzz env format lint types programs
 
 demo: env
 	$(PYTHON_IN_ENV) tools/demo.py $(if $(FASHION_MNIST),--folder "$(FASHION_MNIST)")
 
-test: env slurm
+test: env programs
 	$(PYTHON_IN_ENV) -m pytest $(if $(TESTS),$(TESTS),$(IN_PARALLEL))
 
-chaos: env slurm
+chaos: env programs
 	ANDSCALE_KILLS=200 $(PYTHON_IN_ENV) -m pytest -s --timeout 0 tests/faults/test_kills.py
 
 fuzz: env
@@ -39,5 +39,5 @@ format: env
 env:
 	@sh tools/make_environment.sh
 
-slurm:
-	@sh tools/install_slurm.sh
+programs:
+	@sh tools/install_test_programs.sh

@@ -68,7 +68,7 @@ def start_or_skip():
     """A cluster; where Slurm is not installed the test is skipped, and in CI it fails."""
     missing = missing_programs()
     if missing:
-        why = f"Slurm is not installed here ({', '.join(missing)} missing): tools/install_slurm.sh installs it"
+        why = f"Slurm is not installed here ({', '.join(missing)} missing): tools/install_test_programs.sh installs it"
         if os.environ.get("CI"):
             pytest.fail(why)
         pytest.skip(why)
