@@ -50,11 +50,15 @@ def rebuild_index(round_number: RoundOption, run: RunOption = None) -> None:
     \b
     Example: python jobs/rebuild_index.py --run runs/fashion_mnist_demo --round 1
     """
+    from andscale.audit.round_events import write_index_events
     from andscale.distributed import world_from_environment
     from andscale.indexing.rebuild import rebuild_index as rebuild
     from andscale.orchestration.launch import resolve_run
 
-    rebuild(resolve_run(run), round_number, world_from_environment())
+    root, world = resolve_run(run), world_from_environment()
+    rebuild(root, round_number, world)
+    if world.is_main:
+        write_index_events(root, round_number)
 
 
 @app.command("evaluate")
@@ -65,11 +69,15 @@ def evaluate_round(round_number: RoundOption, run: RunOption = None) -> None:
     \b
     Example: python jobs/evaluate_round.py --run runs/fashion_mnist_demo --round 0
     """
+    from andscale.audit.round_events import write_evaluation_events
     from andscale.distributed import world_from_environment
     from andscale.evaluation.evaluate import evaluate_round as evaluate
     from andscale.orchestration.launch import resolve_run
 
-    evaluate(resolve_run(run), round_number, world_from_environment())
+    root, world = resolve_run(run), world_from_environment()
+    evaluate(root, round_number, world)
+    if world.is_main:
+        write_evaluation_events(root, round_number)
 
 
 @app.command("inspect")

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from andscale.event_log import EventLog
 from andscale.store.files import errors_name, write_file
 
 _BAR_WIDTH = 28
@@ -102,10 +103,15 @@ class MetricsLog:
 
     Every line is written with one call, so a killed job leaves at most one cut line at the end, which ``drop_after``
     removes when the job goes on.
+
+    Args:
+        path: ``metrics.jsonl``.
+        events: where the numbers of each epoch go besides, as ``training/...``, for TensorBoard.
+        enabled: false on every rank but 0.
     """
 
-    def __init__(self, path: Path, *, enabled: bool = True):
-        self.path, self.enabled = path, enabled
+    def __init__(self, path: Path, events: EventLog | None = None, *, enabled: bool = True):
+        self.path, self.events, self.enabled = path, events, enabled
 
     def write(self, **values: Any) -> None:
         """Append one record; ``time_s`` (seconds since the epoch) is added."""
@@ -115,6 +121,9 @@ class MetricsLog:
         line = json.dumps({**values, "time_s": round(time.time(), 3)})
         with errors_name(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+        if self.events is not None:
+            numbers = {f"training/{name}": value for name, value in values.items() if name not in ("round", "epoch")}
+            self.events.scalars(numbers, step=values["epoch"])
 
     def drop_after(self, epoch: int) -> None:
         """Keep the records of epochs before ``epoch`` only: those of a cut epoch are written again."""
@@ -122,6 +131,8 @@ class MetricsLog:
             return
         kept = [r for r in read_metrics(self.path) if type(r.get("epoch")) is int and r["epoch"] < epoch]
         write_file(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+        if self.events is not None:
+            self.events.forget_from(epoch)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

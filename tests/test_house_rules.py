@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "andscale").rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"config", "config_file", "config_resources", "store"},
-    {"metrics", "distributed"},
+    {"event_log", "metrics", "distributed"},
     {"data"},
     {"training", "indexing"},
     {"evaluation"},

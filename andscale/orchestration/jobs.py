@@ -134,6 +134,10 @@ def run_step(run: Path, step: Step, world: World, signals: StopSignals, resource
             from andscale.indexing.rebuild import rebuild_index
 
             rebuild_index(run, step.round_number, world)
+            if world.is_main:
+                from andscale.audit.round_events import write_index_events
+
+                write_index_events(run, step.round_number)
         case "train":
             from andscale.training.loop import train_round
 
@@ -142,6 +146,10 @@ def run_step(run: Path, step: Step, world: World, signals: StopSignals, resource
             from andscale.evaluation.evaluate import evaluate_round
 
             evaluate_round(run, step.round_number, world)
+            if world.is_main:
+                from andscale.audit.round_events import write_evaluation_events
+
+                write_evaluation_events(run, step.round_number)
 
 
 def _end_the_other_ranks() -> None:

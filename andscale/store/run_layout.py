@@ -75,6 +75,10 @@ class RunLayout:
         """The layout of one round, ``rounds/02`` for round 2."""
         return RoundLayout(self.rounds / f"{number:02d}", number)
 
+    def events(self, line: str) -> Path:
+        """TensorBoard's events of a line of its figures: ``00``, ``01`` for a round's epochs, or ``rounds``."""
+        return self.root / "tensorboard" / line
+
     def round_numbers(self) -> list[int]:
         """The rounds that have a folder, ascending; a folder alone does not say that anything in it is done."""
         if not self.rounds.is_dir():

@@ -12,6 +12,7 @@ from andscale.config_resources import ResourcesConfig
 from andscale.data.reader import SplitReader, batch_bounds
 from andscale.distributed import World, process_group
 from andscale.errors import RunError
+from andscale.event_log import EventLog
 from andscale.metrics import MetricsLog, Progress
 from andscale.store import artifacts
 from andscale.store.features import KIND as MEMORY_KIND
@@ -68,7 +69,8 @@ def train_round(
         drop_half(folder, state.position.epoch, num_epochs, world)
         if world.is_main:
             print(f"round {round_number}: {world.world_size} ranks, rank 0 on {device}", flush=True)
-        log = MetricsLog(folder.metrics, enabled=world.is_main)
+        events = EventLog(layout.events(folder.root.name), enabled=world.is_main)
+        log = MetricsLog(folder.metrics, events, enabled=world.is_main)
         log.drop_after(state.position.epoch)
         boundary = StepBoundary(world, heard, (resources or config.resources).checkpoint_min)
 
