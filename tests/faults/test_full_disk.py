@@ -2,11 +2,7 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
-import sys
-
-import pytest
 
 from andscale.cli import call
 from andscale.store import artifacts
@@ -16,22 +12,8 @@ from tiny_runs import assert_same_state, start_run, trained_state
 
 ONE = {"optim": {"num_epochs": 1, "global_batch_size": 32}, "method": {"num_rounds": 2}}
 STEPS = (("train", 0), ("evaluate", 0), ("rebuild", 1), ("train", 1), ("evaluate", 1))
-DISK_BYTES = 32 << 20
 ROOMS = (0, 4 << 10, 16 << 10, 40 << 10, 400 << 10, 1400 << 10, 2400 << 10, 3200 << 10, 4200 << 10, 5200 << 10)
 """Between them, every step fails in each file that it writes."""
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 32 MiB in memory."""
-    folder = tmp_path / "small disk"
-    folder.mkdir()
-    mounted = sys.platform == "linux" and shutil.which("mount")
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
-    if not mounted or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here: that takes root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @contextlib.contextmanager
