@@ -89,6 +89,8 @@ def _implausible(metadata: Any, num_bytes: int) -> str:
         for place in range(group.num_columns):
             chunk = group.column(place)
             num_values += max(chunk.num_values, 0)
+            if not chunk.path_in_schema:  # reading a name that is no UTF-8 raises
+                return "its footer has a column without a name"
             if min(chunk.num_values, group.num_rows, chunk.data_page_offset, chunk.total_compressed_size) < 0:
                 return "its footer has negative sizes"
             if max(chunk.data_page_offset, chunk.total_compressed_size) > num_bytes:

@@ -72,4 +72,5 @@ def load_weights(folder: Path, network: EmbeddingNetwork) -> None:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{path} is not a safetensors file, or it is damaged: {reason}") from None
     except RuntimeError as error:
-        raise RunError(f"{path} does not fit the network: {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{path} does not fit the network that its config.json describes: {reason}") from None

@@ -17,7 +17,7 @@ from andscale.data.samples import SampleSource, Shards
 from andscale.data.shards import CATALOGUE_KIND, load_catalogue, open_dataset
 from andscale.errors import AndscaleError, RunError, UsageError
 from andscale.store import artifacts
-from andscale.store.features import read_features
+from andscale.store.features import read_features, write_features
 from andscale.store.files import MAX_RECORD_BYTES, hash_file
 from andscale.store.foreign import read_foreign_features
 from andscale.store.neighbourhoods import read_table
@@ -323,3 +323,13 @@ def test_a_pickled_array_and_an_archive_of_arrays_are_no_features(tmp_path):
     (tmp_path / "g.npz").rename(tmp_path / "g.npy")
     with pytest.raises(RunError, match=r"g\.npy cannot be read"):
         read_foreign_features(tmp_path / "g.npy")
+
+
+def test_a_column_whose_name_is_no_text_is_refused_by_name(tmp_path):
+    with artifacts.publish(tmp_path / "memory", kind="memory", provenance=artifacts.Provenance("c")) as draft:
+        path = draft.path("a.parquet")
+        write_features(path, np.arange(8), np.eye(8, dtype=np.float32))
+        path.write_bytes(path.read_bytes().replace(b"element", b"elem\x80nt"))
+        draft.add("a.parquet", 8)
+    with pytest.raises(RunError, match=r"a\.parquet cannot be read as Parquet: .* can't decode byte 0x80"):
+        read_features(tmp_path / "memory")
