@@ -6,6 +6,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from andscale.cli_audit import inspect_neighbours
 from andscale.cli_launch import RunOption, cancel_run, launch_round, show_status
 from andscale.errors import AndscaleError, UsageError
 
@@ -26,6 +27,7 @@ RoundOption = Annotated[int, typer.Option("--round", min=0, help="Round number."
 launch_command = app.command("launch")(launch_round)
 status_command = app.command("status")(show_status)
 cancel_command = app.command("cancel")(cancel_run)
+inspect_command = app.command("inspect")(inspect_neighbours)
 
 
 @app.command("train")
@@ -78,27 +80,6 @@ def evaluate_round(round_number: RoundOption, run: RunOption = None) -> None:
     evaluate(root, round_number, world)
     if world.is_main:
         write_evaluation_events(root, round_number)
-
-
-@app.command("inspect")
-def inspect_neighbours(
-    run: RunOption = None,
-    round_number: Annotated[int | None, typer.Option("--round", min=0, help="The newest by default.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON.")] = False,
-) -> None:
-    """Audit the purity of a round's neighbourhoods: all, anchors, and by entropy.
-
-    \b
-    Example: python tools/inspect_neighbours.py --run runs/fashion_mnist_demo --round 2
-    """
-    import json
-
-    from andscale.audit.purity import inspect_round
-    from andscale.audit.tables import purity_table
-    from andscale.orchestration.launch import resolve_run
-
-    inspected = inspect_round(resolve_run(run), round_number)
-    print(json.dumps(inspected, indent=2) if as_json else purity_table(inspected))
 
 
 @app.command("discover")
