@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from andscale.cli_launch import RunOption
-from andscale.errors import RunError, UsageError
 
 
 def inspect_neighbours(
@@ -42,40 +41,23 @@ def inspect_neighbours(
     \b
     Example: python tools/inspect_neighbours.py --run runs/fashion_mnist_demo --round 2 --html report.html
     """
-    import json
-
-    from andscale.audit.audit_text import audit_text, history_text
-    from andscale.audit.inspecting import inspect_subject, purity_of_anchors, write_csv
-    from andscale.audit.leakage import find_leaks
-    from andscale.audit.round_figures import history
-    from andscale.audit.subject import open_subject
+    from andscale.audit.command import AuditRequest, audit
     from andscale.orchestration.launch import resolve_run
     from andscale.store import artifacts
 
     place = run if run is not None and artifacts.is_complete(run) else resolve_run(run)
-    if by is not None:
-        found = history(place, by, round_number, known)
-        print(json.dumps(found, indent=2) if as_json else history_text(found))
-        return
-    subject = open_subject(place, round_number, known)
-    if exported is not None:
-        from andscale.audit.exports import export
-
-        print(export(subject, exported))
-        return
-    if leakage and subject.round_number is None:
-        raise UsageError(f"{place} is a table without a run: --leakage needs a run's model")
-    inspected = inspect_subject(subject, near_duplicate, known)
-    if leakage:
-        inspected["leakage"] = find_leaks(place, None, near_duplicate, known)
-    print(json.dumps(inspected, indent=2) if as_json else audit_text(inspected))
-    if csv_folder is not None:
-        names = ", ".join(path.name for path in write_csv(inspected, csv_folder))
-        typer.echo(f"wrote {csv_folder}: {names}", err=as_json)
-    if html is not None:
-        from andscale.audit.report import write_report
-
-        write_report(subject, html)
-        typer.echo(f"wrote {html}", err=as_json)
-    if min_purity is not None and (purity := purity_of_anchors(inspected)) < min_purity:
-        raise RunError(f"purity@1 of the anchors of {place} is {purity:.4f}, wanted is {min_purity} (--min-purity)")
+    audit(
+        AuditRequest(
+            place=place,
+            round_number=round_number,
+            known=known,
+            as_json=as_json,
+            csv=csv_folder,
+            html=html,
+            by=by,
+            exported=exported,
+            leakage=leakage,
+            near_duplicate=near_duplicate,
+            min_purity=min_purity,
+        )
+    )
