@@ -1,0 +1,113 @@
+"""Which round is served: the newest that is whole, swapped in while queries run."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from andscale.audit.subject import rounds_with_tables
+from andscale.errors import AndscaleError
+from andscale.service.problems import ProblemError
+from andscale.service.snapshot import Snapshot, open_snapshot, open_table_only
+from andscale.store import artifacts
+from andscale.store.run_layout import RunLayout
+
+_KEPT_TABLES = 4
+
+
+class Rounds:
+    """The current snapshot, and tables of other rounds on request.
+
+    A request takes one snapshot and answers from it alone, so no answer mixes two rounds. A snapshot that was replaced
+    lives until its last request has ended; its mapped files may be gone from their folder by then.
+
+    Args:
+        place: a run, or a folder that ``tools/discover.py`` wrote.
+        current: opened already.
+        known: see ``open_subject``.
+        follows: whether newer rounds take over; false where one round was asked for.
+    """
+
+    def __init__(self, place: Path, current: Snapshot, known: Path | None = None, *, follows: bool = True):
+        self.place, self.known = place, known
+        self.current = current
+        self.num_swaps = 0
+        self.complaint = ""
+        self.on_swap: Callable[[Snapshot], None] = lambda _: None
+        self._follows = follows and current.round_number is not None
+        self._tables: OrderedDict[int, Snapshot] = OrderedDict()
+        self._damaged: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def numbers(self) -> list[int]:
+        """The rounds that can be asked for; the current one counts even where its folder is gone."""
+        if self.current.round_number is None:
+            return []
+        return sorted({*rounds_with_tables(self.place), self.current.round_number})
+
+    def take(self, round_number: int | None) -> Snapshot:
+        """The current snapshot, or the table of another round; ProblemError where there is none."""
+        current = self.current
+        if round_number is None or round_number == current.round_number:
+            return current
+        with self._lock:
+            if round_number in self._tables:
+                self._tables.move_to_end(round_number)
+                return self._tables[round_number]
+            if round_number not in self.numbers():
+                known = ", ".join(map(str, self.numbers())) or "none: this is one table"
+                raise ProblemError(404, f"there is no round {round_number}; rounds: {known}")
+            try:
+                table = open_table_only(self.place, round_number, self.known)
+            except AndscaleError as error:
+                raise ProblemError(503, f"round {round_number} cannot be read: {error}") from None
+            self._tables[round_number] = table
+            while len(self._tables) > _KEPT_TABLES:
+                self._tables.popitem(last=False)
+            return table
+
+    def look(self) -> None:
+        """Swap in the newest whole round if it is newer than the current one; one that is damaged is tried once."""
+        if not self._follows:
+            return
+        layout, number = RunLayout(self.place), self.current.round_number
+        assert number is not None
+        here = layout.round(number)
+        gone = not artifacts.is_complete(here.neighbourhoods) or not artifacts.is_complete(here.index)
+        self.complaint = f"the files of round {number} are gone; it is served from what is open" if gone else ""
+        for newer in reversed([n for n in layout.round_numbers() if n > number]):
+            folder = layout.round(newer)
+            if not (artifacts.is_complete(folder.neighbourhoods) and artifacts.is_complete(folder.index)):
+                self._damaged.pop(newer, None)  # it is being made again
+                continue
+            if newer in self._damaged:
+                self.complaint = self._damaged[newer]
+                continue
+            try:
+                snapshot = open_snapshot(self.place, newer, self.known)
+            except (AndscaleError, OSError) as error:
+                self.complaint = self._damaged[newer] = f"round {newer} is not served: {error}"
+                continue
+            self.current, self.num_swaps, self.complaint = snapshot, self.num_swaps + 1, ""
+            self.on_swap(snapshot)
+            return
+
+    def watch(self, interval_s: float) -> threading.Thread:
+        """Look again and again in a thread, until ``close``."""
+
+        def follow() -> None:
+            while not self._ended.wait(interval_s):
+                started = time.monotonic()
+                self.look()
+                # opening a large round takes long; queries come first
+                self._ended.wait(min(time.monotonic() - started, 60))
+
+        thread = threading.Thread(target=follow, name="andscale-rounds", daemon=True)
+        thread.start()
+        return thread
+
+    def close(self) -> None:
+        """End the watching."""
+        self._ended.set()
