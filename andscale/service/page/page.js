@@ -12,6 +12,7 @@ const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)
 let route = null; // what the address asks for
 let shown = null; // the stats of the round that is on the screen
 let rounds = null; // the answer of /v1/rounds
+let stale = false; // after a problem stats and rounds are asked for again
 let turn = 0; // number of the newest drawing; an older one that ends later is dropped
 let stopper = new AbortController(); // ends the requests of the view that was left
 let samplesHash = "#/"; // the list that a walk began from
@@ -252,13 +253,13 @@ function tile(sample, extra) {
   const value = "similarity" in sample ? decimal(sample.similarity) : `H ${decimal(sample.entropy, 2)}`;
   const meaning = "similarity" in sample ? "cosine similarity" : "entropy in nats";
   const badge = classBadge(sample, extra.focal);
-  const anchor = sample.is_anchor ? el("span", { class: "anchor", title: "an anchor of this round" }, "anchor") : null;
+  const anchor = sample.is_anchor ? el("span", { class: "anchor", title: "anchor" }, el("span", { class: "unseen" }, "anchor")) : null;
   const lines = el(
     "div",
     { class: "lines" },
-    el("div", { class: "line" }, el("span", {}, `#${sample.sample_id}`), el("span", { class: "quiet", title: meaning }, value)),
+    el("div", { class: "line" }, el("span", {}, `#${sample.sample_id}`), anchor, el("span", { class: "quiet", title: meaning }, value)),
     sample.key || sample.source ? el("div", { class: "line" }, cut(sample.key || sample.source, "quiet")) : null,
-    badge || anchor ? el("div", { class: "line" }, badge ?? el("span"), anchor) : null,
+    badge ? el("div", { class: "line" }, badge) : null,
     extra.note ? el("div", { class: "line" }, extra.note) : null,
   );
   const link = el("a", { class: `tile ${extra.kind ?? ""}`, href: extra.href, "data-id": sample.sample_id, draggable: "false" });
@@ -658,6 +659,7 @@ function notice(text) {
 /** Stats, rounds and the view's answers, all of one round; asked again when a swap came in between. */
 async function gather(view) {
   const before = rounds?.current;
+  if (stale) forget();
   for (let attempt = 0; ; attempt += 1) {
     const stats = await statsOf(route.round);
     rounds ??= await ask("rounds");
@@ -667,9 +669,14 @@ async function gather(view) {
       return { stats, answers, swapped: before !== undefined && before !== rounds.current };
     }
     if (attempt === 5) throw new Problem("The rounds change too fast", "No two answers were from the same round; try again.");
-    statistics.clear();
-    rounds = null;
+    forget();
   }
+}
+
+function forget() {
+  statistics.clear();
+  rounds = null;
+  stale = false;
 }
 
 function drawFrame(name) {
@@ -677,7 +684,7 @@ function drawFrame(name) {
   for (const section of document.querySelectorAll("section[data-view]")) section.hidden = section.id !== active;
   $("first").hidden = true;
   $("problem").hidden = true;
-  if (!shown) return;
+  if (!shown || !rounds) return;
   for (const link of document.querySelectorAll("nav [data-view]")) {
     if (link.dataset.view === active || (active === "sample" && link.dataset.view === "samples")) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -707,6 +714,7 @@ function drawFrame(name) {
 
 function drawProblem(error) {
   if (!(error instanceof Problem)) console.error(error);
+  stale = true;
   drawFrame("");
   const own = error instanceof Problem;
   $("problem").querySelector("h2").textContent = own ? error.title : "The page failed";
