@@ -115,9 +115,11 @@ def _needs_index(snapshot: Snapshot, what: str) -> None:
 
 
 def _add_search(api: FastAPI, service: Service) -> None:
+    body = examples.search_body(service.rounds.current.stats["dim"], service.limits.queries)
+
     @api.post(
         "/v1/search", summary="Neighbours of vectors or of an image", responses=examples.SEARCH,
-        openapi_extra={"requestBody": examples.SEARCH_BODY},
+        openapi_extra={"requestBody": body},
     )  # fmt: skip
     async def search(request: Request, k: NumNeighbours = None) -> Response:
         """Vectors are scaled to unit length; an image is embedded by the model whose features the index holds."""

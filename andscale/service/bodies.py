@@ -61,7 +61,8 @@ def check_id(sample_id: int, num_samples: int) -> None:
 
 
 def _unit_length(values: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(values, axis=1)
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        lengths = np.linalg.norm(values, axis=1)
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1) | ~(lengths > _LEAST_LENGTH) | ~np.isfinite(lengths))
     if len(bad):
         raise ProblemError(422, f"vectors: number {bad[0]} is zero, or not finite")

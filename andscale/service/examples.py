@@ -35,30 +35,34 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 NEIGHBOURS = _answer("Nearest first", {"round": 2, "sample": _SAMPLE, "source": "table", "neighbours": [_NEIGHBOUR]})
 SEARCH = _answer("Of each vector, nearest first", {"round": 2, "results": [{"neighbours": [_NEIGHBOUR]}]})
-SEARCH_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["vectors"],
-                "properties": {
-                    "vectors": {
-                        "type": "array",
-                        "minItems": 1,
-                        "items": {"type": "array", "items": {"type": "number"}},
-                        "description": "vectors of D numbers, as /v1/stats says",
-                    }
-                },
+
+
+def search_body(dim: int | None, most_vectors: int) -> dict[str, Any]:
+    """What /v1/search takes.
+
+    Args:
+        dim: D; None where nothing can be searched.
+        most_vectors: of one search.
+    """
+    vector: dict[str, Any] = {"type": "array", "items": {"type": "number"}, "description": "not zero"}
+    vector |= {} if dim is None else {"minItems": dim, "maxItems": dim}
+    vectors = {"type": "array", "minItems": 1, "maxItems": most_vectors, "items": vector}
+    binary = {"type": "string", "format": "binary"}
+    return {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "required": ["vectors"], "properties": {"vectors": vectors}},
+                "example": {"vectors": [[0.1] * (dim or 2)]},
             },
-            "example": {"vectors": [[0.6, 0.8]]},
+            "application/octet-stream": {
+                "schema": binary | {"description": "little-endian float32, D numbers a vector"}
+            },
+            "image/*": {"schema": binary | {"description": "JPEG, PNG, WebP or BMP"}},
         },
-        "application/octet-stream": {
-            "schema": {"type": "string", "format": "binary", "description": "little-endian float32, D a vector"}
-        },
-        "image/*": {"schema": {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP or BMP"}},
-    },
-}
+    }
+
+
 SAMPLES = _answer("By rising entropy", {"round": 2, "total": 1, "samples": [_SAMPLE]})
 SAMPLE = _answer(
     "The sample",

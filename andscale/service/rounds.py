@@ -11,7 +11,7 @@ from andscale.errors import AndscaleError
 from andscale.service.problems import ProblemError
 from andscale.service.snapshot import Snapshot, open_snapshot, open_table_only
 from andscale.store import artifacts
-from andscale.store.run_layout import RunLayout
+from andscale.store.run_layout import RoundLayout, RunLayout
 
 _KEPT_TABLES = 4
 
@@ -74,14 +74,12 @@ class Rounds:
             return
         layout, number = RunLayout(self.place), self.current.round_number
         assert number is not None
-        here = layout.round(number)
-        gone = not artifacts.is_complete(here.neighbourhoods) or not artifacts.is_complete(here.index)
+        gone = not _is_whole(layout.round(number))
         self.complaint = f"the files of round {number} are gone; it is served from what is open" if gone else ""
-        for newer in reversed([n for n in layout.round_numbers() if n > number]):
-            folder = layout.round(newer)
-            if not (artifacts.is_complete(folder.neighbourhoods) and artifacts.is_complete(folder.index)):
-                self._damaged.pop(newer, None)  # it is being made again
-                continue
+        newer_ones = [n for n in layout.round_numbers() if n > number and _is_whole(layout.round(n))]
+        # one that is not there any more is being made again
+        self._damaged = {n: complaint for n, complaint in self._damaged.items() if n in newer_ones}
+        for newer in reversed(newer_ones):
             if newer in self._damaged:
                 self.complaint = self._damaged[newer]
                 continue
@@ -111,3 +109,7 @@ class Rounds:
     def close(self) -> None:
         """End the watching."""
         self._ended.set()
+
+
+def _is_whole(folder: RoundLayout) -> bool:
+    return artifacts.is_complete(folder.neighbourhoods) and artifacts.is_complete(folder.index)

@@ -1,0 +1,190 @@
+"""A client of the neighbourhood service; needs numpy and the standard library only.
+
+Example:
+    client = NeighbourhoodClient("http://127.0.0.1:8765")
+    for neighbour in client.neighbours(17, k=10):
+        print(neighbour.sample_id, neighbour.similarity)
+"""
+
+import http.client
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode, urlsplit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class NeighbourhoodError(Exception):
+    """The service refused, or did not answer; ``status`` is HTTP's, 0 where there was no answer."""
+
+    def __init__(self, status: int, detail: str):
+        super().__init__(f"{status}: {detail}" if status else detail)
+        self.status, self.detail = status, detail
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is known of a sample; None where it is not.
+
+    Attributes:
+        round: the round that the answer is from; None for a table without a run.
+        entropy: nats.
+    """
+
+    round: int | None
+    sample_id: int
+    key: str | None
+    source: str | None
+    label: int | None
+    class_name: str | None
+    entropy: float
+    is_anchor: bool
+    has_image: bool
+
+
+@dataclass(frozen=True)
+class Neighbour(Sample):
+    """A sample, and how similar it is to what was asked for (cosine)."""
+
+    similarity: float
+
+
+class NeighbourhoodClient:
+    """Asks a service; each thread keeps a connection of its own.
+
+    Args:
+        url: ``http://HOST:PORT`` or https.
+        token: what the service was started with.
+        timeout_s: for one answer.
+    """
+
+    def __init__(self, url: str, token: str | None = None, timeout_s: float = 30):
+        self._address = urlsplit(url)
+        if self._address.scheme not in ("http", "https") or not self._address.hostname:
+            raise ValueError(f"{url}: expected http://HOST:PORT or https://HOST:PORT")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._timeout_s = timeout_s
+        self._of_thread = threading.local()
+
+    def neighbours(self, sample_id: int, k: int | None = None, round_number: int | None = None) -> list[Neighbour]:
+        """The nearest samples of a sample, nearest first; as many as the round's table has by default.
+
+        Raises:
+            NeighbourhoodError: no such sample or round, too many asked for, no answer.
+        """
+        answer = self._json("GET", f"/v1/neighbours/{sample_id}", {"k": k, "round": round_number})
+        return [_neighbour(answer["round"], record) for record in answer["neighbours"]]
+
+    def search(self, vectors: "np.ndarray", k: int = 10) -> list[list[Neighbour]]:
+        """The nearest samples of each vector.
+
+        Args:
+            vectors: (Q, D) or (D,) numbers; the service scales them to unit length.
+            k: how many.
+        """
+        import numpy as np
+
+        body = np.atleast_2d(np.asarray(vectors)).astype("<f4").tobytes()
+        return self._search(body, "application/octet-stream", k)
+
+    def search_image(self, image: "Path | str | bytes", k: int = 10) -> list[Neighbour]:
+        """The nearest samples of an image, as a file or its encoded bytes."""
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        return self._search(data, "image/unknown", k)[0]
+
+    def sample(self, sample_id: int, round_number: int | None = None) -> Sample:
+        """One sample."""
+        answer = self._json("GET", f"/v1/samples/{sample_id}", {"round": round_number})
+        return Sample(**_fields(answer["round"], answer))
+
+    def samples(self, **wanted: Any) -> tuple[int, list[Sample]]:
+        """How many samples are so, and some of them by rising entropy.
+
+        Args:
+            wanted: ``key``, ``class_name``, ``entropy_min``, ``entropy_max``, ``anchor``, ``limit``, ``offset``,
+                ``round_number``.
+        """
+        names = {"class_name": "class", "round_number": "round"}
+        answer = self._json("GET", "/v1/samples", {names.get(name, name): value for name, value in wanted.items()})
+        return answer["total"], [Sample(**_fields(answer["round"], record)) for record in answer["samples"]]
+
+    def rounds(self) -> dict[str, Any]:
+        """``current`` and ``rounds``."""
+        return self._json("GET", "/v1/rounds")
+
+    def stats(self, round_number: int | None = None) -> dict[str, Any]:
+        """Figures of a round, and the service's limits."""
+        return self._json("GET", "/v1/stats", {"round": round_number})
+
+    def thumbnail(self, sample_id: int, size: int = 128) -> bytes:
+        """A small picture, WebP."""
+        return self._ask("GET", f"/v1/samples/{sample_id}/thumbnail", {"size": size})
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        connection = getattr(self._of_thread, "connection", None)
+        if connection is not None:
+            connection.close()
+
+    def _search(self, body: bytes, kind: str, k: int) -> list[list[Neighbour]]:
+        answer = json.loads(self._ask("POST", "/v1/search", {"k": k}, body, {"Content-Type": kind}))
+        return [[_neighbour(answer["round"], n) for n in result["neighbours"]] for result in answer["results"]]
+
+    def _json(self, method: str, path: str, query: dict[str, Any] | None = None) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self._ask(method, path, query or {}))
+        return answer
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any],
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> bytes:
+        given = {name: str(v).lower() if isinstance(v, bool) else v for name, v in query.items() if v is not None}
+        target = f"{self._address.path.rstrip('/')}{quote(path)}" + (f"?{urlencode(given)}" if given else "")
+        for attempt in (1, 2):
+            try:
+                connection = self._connection()
+                connection.request(method, target, body, self._headers | (headers or {}))
+                answer = connection.getresponse()
+                data = answer.read()
+                break
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                # a kept connection that the service closed meanwhile; asking again changes nothing there
+                if attempt == 2 or isinstance(error, TimeoutError | ConnectionRefusedError):
+                    raise NeighbourhoodError(0, f"{self._address.netloc} does not answer: {error}") from None
+        if answer.status >= 400:
+            raise NeighbourhoodError(answer.status, _detail(data))
+        return data
+
+    def _connection(self) -> http.client.HTTPConnection:
+        connection: http.client.HTTPConnection | None = getattr(self._of_thread, "connection", None)
+        if connection is None:
+            https = self._address.scheme == "https"
+            kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
+            connection = kind(str(self._address.hostname), self._address.port, timeout=self._timeout_s)
+            self._of_thread.connection = connection
+        return connection
+
+
+def _fields(round_number: int | None, record: dict[str, Any]) -> dict[str, Any]:
+    names = ("sample_id", "key", "source", "label", "entropy", "is_anchor", "has_image")
+    return {"round": round_number, "class_name": record["class"], **{name: record[name] for name in names}}
+
+
+def _neighbour(round_number: int | None, record: dict[str, Any]) -> Neighbour:
+    return Neighbour(**_fields(round_number, record), similarity=record["similarity"])
+
+
+def _detail(data: bytes) -> str:
+    try:
+        return str(json.loads(data)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return data[:200].decode(errors="replace")
