@@ -42,6 +42,14 @@ function cut(text, kind = "") {
   return el("span", { class: `cut ${kind}`, title: text, dir: "auto" }, text);
 }
 
+/** The same for a key: its middle is cut, since keys are told apart by their ends. */
+function cutMiddle(text, kind = "") {
+  const characters = Array.from(text);
+  if (characters.length < 14) return cut(text, kind);
+  const [head, tail] = [characters.slice(0, -9).join(""), characters.slice(-9).join("")];
+  return el("span", { class: `cut middle ${kind}`, title: text, dir: "auto" }, el("span", {}, head), el("span", {}, tail));
+}
+
 function short(text, length = 60) {
   const characters = Array.from(text.replace(/\s+/g, " "));
   return characters.length > length ? `${characters.slice(0, length - 1).join("")}…` : characters.join("");
@@ -258,7 +266,7 @@ function tile(sample, extra) {
     "div",
     { class: "lines" },
     el("div", { class: "line" }, el("span", {}, `#${sample.sample_id}`), anchor, el("span", { class: "quiet", title: meaning }, value)),
-    sample.key || sample.source ? el("div", { class: "line" }, cut(sample.key || sample.source, "quiet")) : null,
+    sample.key || sample.source ? el("div", { class: "line" }, cutMiddle(sample.key || sample.source, "quiet")) : null,
     badge ? el("div", { class: "line" }, badge) : null,
     extra.note ? el("div", { class: "line" }, extra.note) : null,
   );
@@ -524,8 +532,8 @@ function drawFacts(sample, detail, neighbours) {
   const facts = [];
   const name = className(sample);
   if (shown.labelled && name !== null) facts.push(["Class", el("a", { class: "cut", title: name, dir: "auto", href: hashOf("", { class: name }) }, name)]);
-  if (sample.key) facts.push(["Key", cut(sample.key)]);
-  if (sample.source) facts.push(["Source", cut(sample.source)]);
+  if (sample.key) facts.push(["Key", cutMiddle(sample.key)]);
+  if (sample.source) facts.push(["Source", cutMiddle(sample.source)]);
   facts.push(["Entropy", `${decimal(sample.entropy)} nats`]);
   facts.push(["Role", sample.is_anchor ? el("span", { class: "anchor" }, "anchor") : "instance"]);
   if (Number.isFinite(detail.k_occurrence)) {
@@ -590,7 +598,7 @@ function drawCompared(both) {
   const link = el("a", { href: hashOf(`sample/${id}`) }, `Sample ${id}`);
   const shift = b.sample.entropy - a.sample.entropy;
   const summary = `${stayed} stayed, ${ids[0].length - stayed} left, ${ids[1].length - stayed} came · entropy ${shift < 0 ? "−" : "+"}${decimal(Math.abs(shift))}`;
-  const lines = el("div", {}, el("p", {}, link), b.sample.key ? el("p", { class: "line" }, cut(b.sample.key, "quiet")) : null);
+  const lines = el("div", {}, el("p", {}, link), b.sample.key ? el("p", { class: "line" }, cutMiddle(b.sample.key, "quiet")) : null);
   lines.append(el("p", {}, summary));
   $("compared-sample").replaceChildren(picture(b.sample, 128, b.round), lines);
   both.forEach((side, i) => {
