@@ -718,6 +718,7 @@ function drawFrame(name) {
   $("choose").setAttribute("aria-disabled", String(!shown.has_model));
   $("choose").title = shown.has_model ? "Choose an image; dropping and pasting work too" : "This round has no model to embed images with";
   $("hint").hidden = !shown.has_model;
+  $("openapi").hidden = token !== null; // a plain link sends no header
 }
 
 function drawProblem(error) {
