@@ -338,6 +338,8 @@ def test_an_older_round_is_chosen_and_kept_while_walking(page, api):
     view.tab.locator("#neighbours-grid .tile").first.click()
     view.settle(f"#/sample/{_neighbours(api, 1020, round_number=1)[0]}")
     assert "round=1" in view.tab.url
+    view.open("#/sample/1020?round=1&k=50")  # an older round has its table only
+    assert view.ids() == _neighbours(api, 1020, NEIGHBOURS, round_number=1)
 
 
 def test_purity_is_shown_and_sorted_by_class(page):

@@ -381,7 +381,13 @@ function startBrush() {
 // ---- views: what each asks for (the answers' rounds are compared with that of the stats) and draws
 
 const offsetOf = () => Math.max(0, Number(route.values.get("offset")) || 0);
-const neighboursWanted = (stats) => Math.max(1, Math.min(route.k ?? Math.min(20, stats.num_neighbours), stats.limits.k));
+const isOlder = (round) => Boolean(round) && round !== String(rounds.current);
+
+/** k; an older round is answered from its table alone, so no more than that holds. */
+function neighboursWanted(stats, older = isOlder(route.round)) {
+  const most = older ? Math.min(stats.num_neighbours, stats.limits.k) : stats.limits.k;
+  return Math.max(1, Math.min(route.k ?? Math.min(20, stats.num_neighbours), most));
+}
 
 const views = {
   samples: {
@@ -470,9 +476,9 @@ const views = {
       const [a, b] = comparedRounds();
       const id = route.values.get("id");
       if (!/^\d+$/.test(id ?? "")) return [];
-      const both = await Promise.all(
-        [a, b].map((round) => ask(`neighbours/${id}`, { round, k: neighboursWanted(stats) })),
-      );
+      const held = rounds.rounds.filter((each) => [a, b].includes(String(each.round))).map((each) => each.num_neighbours);
+      const k = Math.min(neighboursWanted(stats, true), ...held);
+      const both = await Promise.all([a, b].map((round) => ask(`neighbours/${id}`, { round, k })));
       both.forEach((side, i) => {
         if (String(side.round) !== [a, b][i]) throw new Problem("The rounds are mixed", "Another round answered; try again.");
       });
@@ -575,7 +581,7 @@ function drawTrail() {
 function comparedRounds() {
   const numbers = rounds.rounds.map((each) => String(each.round));
   const known = (name, otherwise) => (numbers.includes(route.values.get(name)) ? route.values.get(name) : otherwise);
-  const last = numbers.indexOf(String(rounds.current));
+  const last = numbers.includes(String(rounds.current)) ? numbers.indexOf(String(rounds.current)) : numbers.length - 1;
   return [known("a", numbers[Math.max(0, last - 1)]), known("b", numbers[last])];
 }
 
@@ -705,12 +711,12 @@ function drawFrame(name) {
   const facts = [
     `${number.format(shown.num_samples)} samples`,
     `${number.format(shown.num_anchors)} anchors`,
-    `${shown.dim} dimensions`,
+    shown.dim ? `${shown.dim} dimensions` : null,
     shown.index_kind,
   ];
   $("facts").textContent = facts.filter(Boolean).join(" · ");
   $("facts").title = $("facts").textContent;
-  $("k").max = shown.limits.k;
+  $("k").max = isOlder(route.round) ? shown.num_neighbours : shown.limits.k;
   $("k").value = neighboursWanted(shown);
   const list = rounds.rounds.map((each) => String(each.round)).reverse();
   options($("round"), list.map((each) => [each === String(rounds.current) ? "" : each, each === String(rounds.current) ? `${each} (current)` : each]), route.round === String(rounds.current) ? "" : route.round);
