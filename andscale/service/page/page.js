@@ -383,9 +383,13 @@ function startBrush() {
 const offsetOf = () => Math.max(0, Number(route.values.get("offset")) || 0);
 const isOlder = (round) => Boolean(round) && round !== String(rounds.current);
 
-/** k; an older round is answered from its table alone, so no more than that holds. */
-function neighboursWanted(stats, older = isOlder(route.round)) {
-  const most = older ? Math.min(stats.num_neighbours, stats.limits.k) : stats.limits.k;
+/** Images need the round's index (an older one's is not open: its stats have no dim) and model. */
+const takesImages = (stats) => stats.has_model && Boolean(stats.dim);
+const NO_IMAGES = "Images can be searched only in a round whose model and index are there.";
+
+/** k; without an index the table alone answers, so no more than it holds. */
+function neighboursWanted(stats, tableOnly = !stats.dim || isOlder(route.round)) {
+  const most = tableOnly ? Math.min(stats.num_neighbours, stats.limits.k) : stats.limits.k;
   return Math.max(1, Math.min(route.k ?? Math.min(20, stats.num_neighbours), most));
 }
 
@@ -447,7 +451,7 @@ const views = {
     async load(stats) {
       const image = images[route.id - 1];
       if (!image) throw new Problem("The image is gone", "It was never stored: drop, choose or paste it again.");
-      if (!stats.has_model) throw new Problem("Images cannot be searched", "This round has no model to embed them with.");
+      if (!takesImages(stats)) throw new Problem("Images cannot be searched here", NO_IMAGES);
       const k = neighboursWanted(stats);
       const key = `${stats.round} ${k}`;
       if (image.key !== key) {
@@ -716,14 +720,15 @@ function drawFrame(name) {
   ];
   $("facts").textContent = facts.filter(Boolean).join(" · ");
   $("facts").title = $("facts").textContent;
-  $("k").max = isOlder(route.round) ? shown.num_neighbours : shown.limits.k;
+  $("k").max = !shown.dim || isOlder(route.round) ? shown.num_neighbours : shown.limits.k;
   $("k").value = neighboursWanted(shown);
   const list = rounds.rounds.map((each) => String(each.round)).reverse();
   options($("round"), list.map((each) => [each === String(rounds.current) ? "" : each, each === String(rounds.current) ? `${each} (current)` : each]), route.round === String(rounds.current) ? "" : route.round);
-  $("file").disabled = !shown.has_model;
-  $("choose").setAttribute("aria-disabled", String(!shown.has_model));
-  $("choose").title = shown.has_model ? "Choose an image; dropping and pasting work too" : "This round has no model to embed images with";
-  $("hint").hidden = !shown.has_model;
+  const takes = takesImages(shown);
+  $("file").disabled = !takes;
+  $("choose").setAttribute("aria-disabled", String(!takes));
+  $("choose").title = takes ? "Choose an image; dropping and pasting work too" : NO_IMAGES;
+  $("hint").hidden = !takes;
   $("openapi").hidden = token !== null; // a plain link sends no header
 }
 
@@ -858,7 +863,7 @@ function startSearch() {
 
 function searchImage(file) {
   if (!shown) return;
-  if (!shown.has_model) return notice("This round has no model to embed images with, so they cannot be searched.");
+  if (!takesImages(shown)) return notice(NO_IMAGES);
   if (!file || !file.type.startsWith("image/")) return notice("That is not an image.");
   if (file.size > shown.limits.body_bytes) {
     return notice(`That image has ${number.format(file.size)} bytes; the service takes ${number.format(shown.limits.body_bytes)}.`);
