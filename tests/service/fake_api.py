@@ -15,6 +15,9 @@ from starlette.routing import Route
 
 PAGE = Path(__file__).resolve().parents[2] / "andscale" / "service" / "page"
 SAMPLES, DIM, NEIGHBOURS, CLASSES = 240, 8, 12, 6
+QUERY_NAMES = set(
+    ["round", "k", "key", "class", "entropy_min", "entropy_max", "anchor", "limit", "offset", "size", "token"]
+)
 FIRST_ID = 1000  # ids do not start at nought
 HOSTILE_KEYS = {
     3: "<script>alert(1)</script>",
@@ -129,8 +132,8 @@ def _stats(api, request):
         "num_samples": SAMPLES,
         "num_neighbours": NEIGHBOURS,
         "num_anchors": SAMPLES // 2,
-        "dim": DIM,
-        "index_kind": "flat",
+        "dim": DIM if chosen == api.current else None,
+        "index_kind": "flat" if chosen == api.current else None,
         "labelled": api.labelled,
         "classes": CLASS_NAMES if api.labelled else [],
         "has_images": api.has_images,
@@ -201,6 +204,8 @@ def _app(api):
             api.requests.append(f"{request.method} {request.url.path}?{request.url.query}")
             given = request.headers.get("authorization") or f"Bearer {request.query_params.get('token')}"
             try:
+                if unknown := set(request.query_params) - QUERY_NAMES:
+                    raise _Refused(422, "Unprocessable Entity", f"unknown: {unknown}")
                 if guarded and api.token and given != f"Bearer {api.token}":
                     raise _Refused(401, "No token", "send Authorization: Bearer")
                 if guarded and api.broken:

@@ -9,6 +9,14 @@ import pytest
 from fake_api import CLASS_NAMES, FIRST_ID, HOSTILE_KEYS, NEIGHBOURS, SAMPLES, serving
 from PIL import Image
 
+COUNT_BLOBS = """
+window.made = window.revoked = 0;
+for (const [name, count] of [["createObjectURL", "made"], ["revokeObjectURL", "revoked"]]) {
+    const real = URL[name];
+    URL[name] = value => { window[count] += 1; return real.call(URL, value); };
+}
+"""
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -330,6 +338,8 @@ def test_an_older_round_is_chosen_and_kept_while_walking(page, api):
     view.tab.locator("#neighbours-grid .tile").first.click()
     view.settle(f"#/sample/{_neighbours(api, 1020, round_number=1)[0]}")
     assert "round=1" in view.tab.url
+    view.open("#/sample/1020?round=1&k=50")  # an older round has its table only
+    assert view.ids() == _neighbours(api, 1020, NEIGHBOURS, round_number=1)
 
 
 def test_purity_is_shown_and_sorted_by_class(page):
@@ -442,6 +452,7 @@ def test_without_labels_images_and_model_the_page_shows_what_there_is(page, api)
 def test_the_token_is_asked_for_once_and_sent_as_a_header(page, api):
     api.token = "right"
     view = page()
+    view.tab.add_init_script(COUNT_BLOBS)
     view.expected = "401"
     view.tab.goto(api.address + "#/sample/1020")
     view.tab.fill("#token-value", "wrong")
@@ -453,6 +464,8 @@ def test_the_token_is_asked_for_once_and_sent_as_a_header(page, api):
     view.expected = None
     view.tab.wait_for_function("document.querySelector('#portrait img')?.naturalWidth > 0")
     assert view.tab.get_attribute("#portrait img", "src").startswith("blob:")
+    view.tab.locator("#neighbours-grid li").last.scroll_into_view_if_needed()
+    view.tab.wait_for_function("made > 5 && made === revoked")
     view.tab.reload()
     view.tab.wait_for_selector("#neighbours-grid .tile")
     assert view.tab.locator("#token").is_hidden()
@@ -499,6 +512,8 @@ def test_every_control_has_a_name_and_every_image_a_text(page):
         assert {"main", "banner", "navigation", "search", "contentinfo", "status"} <= roles, place
         wanting = {"button", "link", "textbox", "searchbox", "combobox", "slider", "spinbutton", "image", "img"}
         assert [role for role, name in seen if role in wanting and not name.strip()] == [], place
+        unlabelled = "all => all.filter(each => !each.labels.length).map(each => each.id)"
+        assert view.tab.eval_on_selector_all("input, select", unlabelled) == []
         assert view.tab.locator("img:not([alt])").count() == 0
         assert view.tab.locator("h1").count() == 1
 

@@ -42,6 +42,14 @@ function cut(text, kind = "") {
   return el("span", { class: `cut ${kind}`, title: text, dir: "auto" }, text);
 }
 
+/** The same for a key: its middle is cut, since keys are told apart by their ends. */
+function cutMiddle(text, kind = "") {
+  const characters = Array.from(text);
+  if (characters.length < 14) return cut(text, kind);
+  const [head, tail] = [characters.slice(0, -9).join(""), characters.slice(-9).join("")];
+  return el("span", { class: `cut middle ${kind}`, title: text, dir: "auto" }, el("span", {}, head), el("span", {}, tail));
+}
+
 function short(text, length = 60) {
   const characters = Array.from(text.replace(/\s+/g, " "));
   return characters.length > length ? `${characters.slice(0, length - 1).join("")}…` : characters.join("");
@@ -258,7 +266,7 @@ function tile(sample, extra) {
     "div",
     { class: "lines" },
     el("div", { class: "line" }, el("span", {}, `#${sample.sample_id}`), anchor, el("span", { class: "quiet", title: meaning }, value)),
-    sample.key || sample.source ? el("div", { class: "line" }, cut(sample.key || sample.source, "quiet")) : null,
+    sample.key || sample.source ? el("div", { class: "line" }, cutMiddle(sample.key || sample.source, "quiet")) : null,
     badge ? el("div", { class: "line" }, badge) : null,
     extra.note ? el("div", { class: "line" }, extra.note) : null,
   );
@@ -373,7 +381,17 @@ function startBrush() {
 // ---- views: what each asks for (the answers' rounds are compared with that of the stats) and draws
 
 const offsetOf = () => Math.max(0, Number(route.values.get("offset")) || 0);
-const neighboursWanted = (stats) => Math.max(1, Math.min(route.k ?? Math.min(20, stats.num_neighbours), stats.limits.k));
+const isOlder = (round) => Boolean(round) && round !== String(rounds.current);
+
+/** Images need the round's index (an older one's is not open: its stats have no dim) and model. */
+const takesImages = (stats) => stats.has_model && Boolean(stats.dim);
+const NO_IMAGES = "Images can be searched only in a round whose model and index are there.";
+
+/** k; without an index the table alone answers, so no more than it holds. */
+function neighboursWanted(stats, tableOnly = !stats.dim || isOlder(route.round)) {
+  const most = tableOnly ? Math.min(stats.num_neighbours, stats.limits.k) : stats.limits.k;
+  return Math.max(1, Math.min(route.k ?? Math.min(20, stats.num_neighbours), most));
+}
 
 const views = {
   samples: {
@@ -433,7 +451,7 @@ const views = {
     async load(stats) {
       const image = images[route.id - 1];
       if (!image) throw new Problem("The image is gone", "It was never stored: drop, choose or paste it again.");
-      if (!stats.has_model) throw new Problem("Images cannot be searched", "This round has no model to embed them with.");
+      if (!takesImages(stats)) throw new Problem("Images cannot be searched here", NO_IMAGES);
       const k = neighboursWanted(stats);
       const key = `${stats.round} ${k}`;
       if (image.key !== key) {
@@ -462,9 +480,9 @@ const views = {
       const [a, b] = comparedRounds();
       const id = route.values.get("id");
       if (!/^\d+$/.test(id ?? "")) return [];
-      const both = await Promise.all(
-        [a, b].map((round) => ask(`neighbours/${id}`, { round, k: neighboursWanted(stats) })),
-      );
+      const held = rounds.rounds.filter((each) => [a, b].includes(String(each.round))).map((each) => each.num_neighbours);
+      const k = Math.min(neighboursWanted(stats, true), ...held);
+      const both = await Promise.all([a, b].map((round) => ask(`neighbours/${id}`, { round, k })));
       both.forEach((side, i) => {
         if (String(side.round) !== [a, b][i]) throw new Problem("The rounds are mixed", "Another round answered; try again.");
       });
@@ -524,8 +542,8 @@ function drawFacts(sample, detail, neighbours) {
   const facts = [];
   const name = className(sample);
   if (shown.labelled && name !== null) facts.push(["Class", el("a", { class: "cut", title: name, dir: "auto", href: hashOf("", { class: name }) }, name)]);
-  if (sample.key) facts.push(["Key", cut(sample.key)]);
-  if (sample.source) facts.push(["Source", cut(sample.source)]);
+  if (sample.key) facts.push(["Key", cutMiddle(sample.key)]);
+  if (sample.source) facts.push(["Source", cutMiddle(sample.source)]);
   facts.push(["Entropy", `${decimal(sample.entropy)} nats`]);
   facts.push(["Role", sample.is_anchor ? el("span", { class: "anchor" }, "anchor") : "instance"]);
   if (Number.isFinite(detail.k_occurrence)) {
@@ -567,7 +585,7 @@ function drawTrail() {
 function comparedRounds() {
   const numbers = rounds.rounds.map((each) => String(each.round));
   const known = (name, otherwise) => (numbers.includes(route.values.get(name)) ? route.values.get(name) : otherwise);
-  const last = numbers.indexOf(String(rounds.current));
+  const last = numbers.includes(String(rounds.current)) ? numbers.indexOf(String(rounds.current)) : numbers.length - 1;
   return [known("a", numbers[Math.max(0, last - 1)]), known("b", numbers[last])];
 }
 
@@ -590,7 +608,7 @@ function drawCompared(both) {
   const link = el("a", { href: hashOf(`sample/${id}`) }, `Sample ${id}`);
   const shift = b.sample.entropy - a.sample.entropy;
   const summary = `${stayed} stayed, ${ids[0].length - stayed} left, ${ids[1].length - stayed} came · entropy ${shift < 0 ? "−" : "+"}${decimal(Math.abs(shift))}`;
-  const lines = el("div", {}, el("p", {}, link), b.sample.key ? el("p", { class: "line" }, cut(b.sample.key, "quiet")) : null);
+  const lines = el("div", {}, el("p", {}, link), b.sample.key ? el("p", { class: "line" }, cutMiddle(b.sample.key, "quiet")) : null);
   lines.append(el("p", {}, summary));
   $("compared-sample").replaceChildren(picture(b.sample, 128, b.round), lines);
   both.forEach((side, i) => {
@@ -697,19 +715,21 @@ function drawFrame(name) {
   const facts = [
     `${number.format(shown.num_samples)} samples`,
     `${number.format(shown.num_anchors)} anchors`,
-    `${shown.dim} dimensions`,
+    shown.dim ? `${shown.dim} dimensions` : null,
     shown.index_kind,
   ];
   $("facts").textContent = facts.filter(Boolean).join(" · ");
   $("facts").title = $("facts").textContent;
-  $("k").max = shown.limits.k;
+  $("k").max = !shown.dim || isOlder(route.round) ? shown.num_neighbours : shown.limits.k;
   $("k").value = neighboursWanted(shown);
   const list = rounds.rounds.map((each) => String(each.round)).reverse();
   options($("round"), list.map((each) => [each === String(rounds.current) ? "" : each, each === String(rounds.current) ? `${each} (current)` : each]), route.round === String(rounds.current) ? "" : route.round);
-  $("file").disabled = !shown.has_model;
-  $("choose").setAttribute("aria-disabled", String(!shown.has_model));
-  $("choose").title = shown.has_model ? "Choose an image; dropping and pasting work too" : "This round has no model to embed images with";
-  $("hint").hidden = !shown.has_model;
+  const takes = takesImages(shown);
+  $("file").disabled = !takes;
+  $("choose").setAttribute("aria-disabled", String(!takes));
+  $("choose").title = takes ? "Choose an image; dropping and pasting work too" : NO_IMAGES;
+  $("hint").hidden = !takes;
+  $("openapi").hidden = token !== null; // a plain link sends no header
 }
 
 function drawProblem(error) {
@@ -843,7 +863,7 @@ function startSearch() {
 
 function searchImage(file) {
   if (!shown) return;
-  if (!shown.has_model) return notice("This round has no model to embed images with, so they cannot be searched.");
+  if (!takesImages(shown)) return notice(NO_IMAGES);
   if (!file || !file.type.startsWith("image/")) return notice("That is not an image.");
   if (file.size > shown.limits.body_bytes) {
     return notice(`That image has ${number.format(file.size)} bytes; the service takes ${number.format(shown.limits.body_bytes)}.`);
