@@ -14,6 +14,7 @@ from andscale.audit.subject import Subject, load_features, open_subject
 from andscale.data.samples import Shards
 from andscale.indexing.faiss_index import build_flat, index_kind, open_index
 from andscale.indexing.index_search import search
+from andscale.indexing.index_vectors import prepare_vectors, vector_of
 from andscale.store import artifacts
 from andscale.store.run_layout import RunLayout
 
@@ -78,8 +79,7 @@ class Snapshot:
 
     def vector(self, sample_id: int) -> np.ndarray:
         """(D,) float32, the sample's feature as the index knows it."""
-        found: np.ndarray = self.index.reconstruct(sample_id)
-        return found
+        return vector_of(self.index, sample_id)
 
     @cached_property
     def occurrence(self) -> np.ndarray:
@@ -157,6 +157,8 @@ def open_snapshot(
         index, _ = open_index(RunLayout(place).round(subject.round_number).index)
     elif features is not None:
         index = build_flat(load_features(subject, features))
+    if index is not None:
+        prepare_vectors(index)
     snapshot = Snapshot(subject, index, _shards(subject))
     # computed now, not by the first who asks
     _ = snapshot.occurrence, snapshot.by_entropy, snapshot.stats
