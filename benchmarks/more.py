@@ -46,6 +46,7 @@ def sections(*, quick: bool) -> list[Section]:
             "step",
             ("--images", "600", "--turns", "1") if quick else ("--turns", "4"),
         ),
+        Section("The neighbourhood service under load", "service", ("2000", "1") if quick else ("1000000", "20")),
     ]
 
 
