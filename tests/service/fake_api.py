@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 PAGE = Path(__file__).resolve().parents[2] / "andscale" / "service" / "page"
 SAMPLES, DIM, NEIGHBOURS, CLASSES = 240, 8, 12, 6
-QUERY_NAMES = {"round", "k", "key", "class", "entropy_min", "entropy_max", "anchor", "limit", "offset", "size"}
+QUERY_NAMES = {"round", "k", "key", "class", "entropy_min", "entropy_max", "anchor", "limit", "offset", "size", "token"}
 FIRST_ID = 1000  # ids do not start at nought
 HOSTILE_KEYS = {
     3: "<script>alert(1)</script>",
