@@ -8,6 +8,7 @@ import typer
 
 from andscale.cli_audit import inspect_neighbours
 from andscale.cli_launch import RunOption, cancel_run, launch_round, show_status
+from andscale.cli_maps import draw_attention, draw_map
 from andscale.errors import AndscaleError, UsageError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ launch_command = app.command("launch")(launch_round)
 status_command = app.command("status")(show_status)
 cancel_command = app.command("cancel")(cancel_run)
 inspect_command = app.command("inspect")(inspect_neighbours)
+attention_command, map_command = app.command("attention")(draw_attention), app.command("map")(draw_map)
 
 
 @app.command("train")
