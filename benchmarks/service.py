@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"a run of {options.samples:,} samples in {folder}; load average {os.getloadavg()[0]:.1f}")
     lines = []
     with subprocess.Popen(
-        [sys.executable, str(_ROOT / "tools" / "serve.py"), "--run", str(layout.root), "--port", "0"],
+        [sys.executable, "-u", str(_ROOT / "tools" / "serve.py"), "--run", str(layout.root), "--port", "0"],
         stdout=subprocess.PIPE, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     ) as server:  # fmt: skip
         assert server.stdout is not None

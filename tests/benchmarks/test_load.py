@@ -41,11 +41,11 @@ def test_those_who_wait_for_a_server_that_stalls_are_counted_from_when_they_were
 
 
 def test_the_run_to_serve_opens_and_its_rounds_come_one_by_one(tmp_path):
-    layout = make_run(tmp_path / "bench", 100_000, "flat", 2)
+    layout = make_run(tmp_path / "bench", 2000, "flat", 2)
     assert layout.round_numbers() == [1]
     first = open_snapshot(layout.root, None)
     bring(layout, 2)
     second = open_snapshot(layout.root, None, before=first)
-    assert (first.round_number, second.round_number, len(second)) == (1, 2, 100_000)
+    assert (first.round_number, second.round_number, len(second)) == (1, 2, 2000)
     assert second.stats["index_kind"] == "flat"
-    assert make_run(tmp_path / "bench", 100_000, "flat", 2).round_numbers() == [1]
+    assert make_run(tmp_path / "bench", 2000, "flat", 2).round_numbers() == [1]
