@@ -30,7 +30,7 @@ class Section:
 
 
 def sections(*, quick: bool) -> list[Section]:
-    """What is not discovery beside its peers: files, approximate discovery, evaluation, objective, images, step."""
+    """What is not discovery beside its peers: files, evaluation, images, step, service ..."""
     rows = ("2000", "3000", "300") if quick else ("320000", "100000", "2000")
     queries = ("2000", "200") if quick else ("60000", "2000")
     return [
@@ -46,7 +46,11 @@ def sections(*, quick: bool) -> list[Section]:
             "step",
             ("--images", "600", "--turns", "1") if quick else ("--turns", "4"),
         ),
-        Section("The neighbourhood service under load", "service", ("2000", "1") if quick else ("1000000", "20")),
+        Section(
+            "The service under load, with two swaps of rounds",
+            "service",
+            ("--samples", "3000", "--seconds", "1") if quick else ("--samples", "200000", "--seconds", "15"),
+        ),
     ]
 
 

@@ -51,7 +51,9 @@ class Subject:
         return self.classes[label] if label < len(self.classes) else str(label)
 
 
-def open_subject(place: Path, round_number: int | None = None, known: Path | None = None) -> Subject:
+def open_subject(
+    place: Path, round_number: int | None = None, known: Path | None = None, beside: Subject | None = None
+) -> Subject:
     """Verify and read a table with all that is known about its samples.
 
     Args:
@@ -60,6 +62,7 @@ def open_subject(place: Path, round_number: int | None = None, known: Path | Non
         known: for a table without a run, whose samples it has: a prepared data set, whose training images the rows
             are in the order of the catalogue, or a ``.npy`` file of (N,) integer labels. Of a run, a data set that was
             moved: its fingerprint must be the run's.
+        beside: opened before; where it has the same data set, its catalogue is taken and not read again.
 
     Raises:
         UsageError: no such round or table; labels of another length. RunError: something is damaged.
@@ -68,12 +71,12 @@ def open_subject(place: Path, round_number: int | None = None, known: Path | Non
         if round_number is not None:
             raise UsageError(f"{place} is one table and has no rounds: leave --round out")
         table, manifest = read_table(place)
-        return _with_samples(place, None, (table, manifest), known)
+        return _with_samples(place, None, (table, manifest), known, beside)
     record, layout = load_run(place), RunLayout(place)
     number = choose_round(place, round_number)
     found = read_table(layout.round(number).neighbourhoods)
     dataset_root = known or record.dataset_root
-    subject = _with_samples(place, number, found, dataset_root)
+    subject = _with_samples(place, number, found, dataset_root, beside)
     if subject.dataset is not None and subject.dataset.fingerprint != record.dataset_fingerprint:
         raise RunError(f"{dataset_root} is not the data set that {place} was trained on: its fingerprint is another")
     return subject
@@ -125,7 +128,11 @@ def load_features(subject: Subject, features: Path | None = None) -> np.ndarray:
 
 
 def _with_samples(
-    root: Path, number: int | None, found: tuple[NeighbourhoodTable, artifacts.Manifest], known: Path | str | None
+    root: Path,
+    number: int | None,
+    found: tuple[NeighbourhoodTable, artifacts.Manifest],
+    known: Path | str | None,
+    beside: Subject | None,
 ) -> Subject:
     table, manifest = found
     if manifest.kind != KIND:
@@ -135,7 +142,9 @@ def _with_samples(
     if str(known).endswith(".npy"):
         return Subject(root, number, table, manifest, None, None, _read_labels(Path(known), len(table)), ())
     dataset = open_dataset(known)
-    catalogue = load_catalogue(dataset, "train", len(table))
+    catalogue = None if beside is None or beside.dataset != dataset else beside.catalogue
+    if catalogue is None or len(catalogue.labels) != len(table):
+        catalogue = load_catalogue(dataset, "train", len(table))
     if len(catalogue.labels) != len(table):
         raise UsageError(f"{known} has {len(catalogue.labels):,} training images, the table {len(table):,} rows")
     labels = catalogue.labels if (catalogue.labels >= 0).any() else None

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from fastapi import FastAPI, Path, Query, Request
@@ -20,7 +20,7 @@ from andscale.service.bodies import as_json, check_id, check_k, check_number, ve
 from andscale.service.embedding import Embedder
 from andscale.service.guard import Figures, Limits
 from andscale.service.listing import Filter, find_samples
-from andscale.service.problems import ProblemError, answer_http, answer_invalid, answer_problem
+from andscale.service.problems import ProblemError, answer_failure, answer_http, answer_invalid, answer_problem
 from andscale.service.rounds import Rounds
 from andscale.service.searching import BatchedSearch
 from andscale.service.snapshot import Snapshot
@@ -57,6 +57,7 @@ def build_api(service: Service) -> FastAPI:
             ProblemError: answer_problem,
             RequestValidationError: answer_invalid,
             HTTPException: answer_http,
+            Exception: answer_failure,
         },
         responses=examples.PROBLEMS,
     )
@@ -198,9 +199,8 @@ def _add_rounds(api: FastAPI, service: Service) -> None:
     async def rounds() -> Response:
         """The current one is answered from where nothing else is said."""
         current = service.rounds.current
-        numbers: list[int | None] = [*await run_in_threadpool(service.rounds.numbers)]
-        found = [await run_in_threadpool(_describe, service.rounds, number) for number in numbers or [None]]
-        return as_json({"current": current.round_number, "rounds": [record for record in found if record]})
+        records = await run_in_threadpool(service.rounds.records)
+        return as_json({"current": current.round_number, "rounds": records})
 
     @api.get("/v1/stats", summary="Figures of a round", responses=examples.STATS)
     async def stats(round_number: RoundNumber = None) -> Response:
@@ -222,22 +222,6 @@ def _add_rounds(api: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Requests, seconds, batches, the round and its swaps."""
         return Response(generate_latest(service.figures.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-def _describe(rounds: Rounds, number: int | None) -> dict[str, Any] | None:
-    """A round's record; None when it was removed just now."""
-    try:
-        snapshot = rounds.take(number)
-    except ProblemError:
-        return None
-    table = snapshot.subject.table
-    return {
-        "round": snapshot.round_number,
-        "num_samples": len(table),
-        "num_neighbours": table.num_neighbours,
-        "num_anchors": int(table.is_anchor.sum()),
-        "created": snapshot.subject.manifest.created,
-    }
 
 
 def _add_page(api: FastAPI, service: Service) -> None:

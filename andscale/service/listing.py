@@ -36,9 +36,9 @@ def find_samples(snapshot: Snapshot, wanted: Filter, offset: int, limit: int) ->
     table, subject = snapshot.subject.table, snapshot.subject
     keep = np.ones(len(table), bool)
     if wanted.least_entropy is not None:
-        keep &= table.entropies >= wanted.least_entropy
+        keep &= table.entropies >= np.float64(wanted.least_entropy)
     if wanted.most_entropy is not None:
-        keep &= table.entropies <= wanted.most_entropy
+        keep &= table.entropies <= np.float64(wanted.most_entropy)
     if wanted.anchor is not None:
         keep &= table.is_anchor == wanted.anchor
     if wanted.class_name is not None:

@@ -43,3 +43,8 @@ async def answer_http(_: Request, error: Exception) -> Response:
     status: int = error.status_code  # type: ignore[attr-defined]
     headers: Mapping[str, str] | None = error.headers  # type: ignore[attr-defined]
     return problem_response(status, f"{HTTPStatus(status).phrase}: see /docs for what there is", headers)
+
+
+async def answer_failure(_: Request, error: Exception) -> Response:
+    """FastAPI's handler of everything else, which goes on to the log."""
+    return problem_response(500, f"the service failed: {type(error).__name__}; its log says where")

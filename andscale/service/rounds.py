@@ -1,19 +1,23 @@
 """Which round is served: the newest that is whole, swapped in while queries run."""
 
+import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from andscale.audit.subject import rounds_with_tables
 from andscale.errors import AndscaleError
 from andscale.service.problems import ProblemError
 from andscale.service.snapshot import Snapshot, open_snapshot, open_table_only
 from andscale.store import artifacts
+from andscale.store.neighbourhoods import KIND
 from andscale.store.run_layout import RoundLayout, RunLayout
 
 _KEPT_TABLES = 4
+_log = logging.getLogger(__name__)
 
 
 class Rounds:
@@ -60,13 +64,28 @@ class Rounds:
                 known = ", ".join(map(str, self.numbers())) or "none: this is one table"
                 raise ProblemError(404, f"there is no round {round_number}; rounds: {known}")
             try:
-                table = open_table_only(self.place, round_number, self.known)
+                table = open_table_only(self.place, round_number, current, self.known)
             except AndscaleError as error:
                 raise ProblemError(503, f"round {round_number} cannot be read: {error}") from None
             self._tables[round_number] = table
             while len(self._tables) > _KEPT_TABLES:
                 self._tables.popitem(last=False)
             return table
+
+    def records(self) -> list[dict[str, Any]]:
+        """What ``/v1/rounds`` says of each round, from manifests; without those that are damaged or just removed."""
+        current, layout, found = self.current, RunLayout(self.place), []
+        numbers: list[int | None] = [*self.numbers()]
+        for number in numbers or [None]:
+            manifest = current.subject.manifest
+            if number != current.round_number and number is not None:
+                try:
+                    manifest = artifacts.load_manifest(layout.round(number).neighbourhoods, KIND)
+                except AndscaleError:
+                    continue
+            figures = {name: manifest.figures.get(name) for name in ("num_samples", "num_neighbours", "num_anchors")}
+            found.append({"round": number} | figures | {"created": manifest.created})
+        return found
 
     def look(self) -> None:
         """Swap in the newest whole round if it is newer than the current one; one that is damaged is tried once."""
@@ -84,9 +103,10 @@ class Rounds:
                 self.complaint = self._damaged[newer]
                 continue
             try:
-                snapshot = open_snapshot(self.place, newer, self.known)
+                snapshot = open_snapshot(self.place, newer, self.known, before=self.current)
             except (AndscaleError, OSError) as error:
                 self.complaint = self._damaged[newer] = f"round {newer} is not served: {error}"
+                _log.warning("%s", self.complaint)
                 continue
             self.current, self.num_swaps, self.complaint = snapshot, self.num_swaps + 1, ""
             self.on_swap(snapshot)
@@ -98,7 +118,11 @@ class Rounds:
         def follow() -> None:
             while not self._ended.wait(interval_s):
                 started = time.monotonic()
-                self.look()
+                try:
+                    self.look()
+                except Exception as error:  # whatever it was, queries go on and the next look may do better
+                    self.complaint = f"newer rounds cannot be looked for: {error}"
+                    _log.exception("%s", self.complaint)
                 # opening a large round takes long; queries come first
                 self._ended.wait(min(time.monotonic() - started, 60))
 

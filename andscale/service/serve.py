@@ -66,7 +66,8 @@ def serve(request: ServeRequest) -> None:
             flush=True,
         )
         config = uvicorn.Config(app, log_level="warning", access_log=False, backlog=_BACKLOG, server_header=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        with contextlib.suppress(KeyboardInterrupt):  # how uvicorn says that Ctrl-C has ended it
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def check_address(host: str, token: str | None) -> None:

@@ -138,7 +138,11 @@ class Snapshot:
 
 
 def open_snapshot(
-    place: Path, round_number: int | None, known: Path | None = None, features: Path | None = None
+    place: Path,
+    round_number: int | None,
+    known: Path | None = None,
+    features: Path | None = None,
+    before: Snapshot | None = None,
 ) -> Snapshot:
     """Verify and open a round with its index, or a table without a run.
 
@@ -147,11 +151,12 @@ def open_snapshot(
         round_number: of a run; None is the newest.
         known: what is known of a foreign table's samples, see ``open_subject``.
         features: the features of a foreign table, to be searched by a flat index in memory.
+        before: the snapshot that this one is to replace; what is the same in both is held once.
 
     Raises:
         UsageError: no such round. RunError: something is damaged.
     """
-    subject = open_subject(place, round_number, known)
+    subject = open_subject(place, round_number, known, None if before is None else before.subject)
     index = None
     if subject.round_number is not None:
         index, _ = open_index(RunLayout(place).round(subject.round_number).index)
@@ -165,9 +170,9 @@ def open_snapshot(
     return snapshot
 
 
-def open_table_only(place: Path, round_number: int, known: Path | None = None) -> Snapshot:
+def open_table_only(place: Path, round_number: int, current: Snapshot, known: Path | None = None) -> Snapshot:
     """A round to be looked at beside the current one: its table, without its index."""
-    subject = open_subject(place, round_number, known)
+    subject = open_subject(place, round_number, known, current.subject)
     return Snapshot(subject, None, _shards(subject))
 
 

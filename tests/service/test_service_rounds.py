@@ -251,8 +251,7 @@ def test_the_command_says_where_it_listens_and_ends_at_ctrl_c(served_run, tmp_pa
     finally:
         serving.send_signal(signal.SIGINT)
         _, said = serving.communicate(timeout=30)
-    assert serving.returncode in (0, 130), said
-    assert "Traceback" not in said
+    assert (serving.returncode, said) == (0, "")
 
 
 def test_an_address_for_others_without_a_token_is_refused(served_run, tmp_path):
