@@ -19,7 +19,7 @@ LEVELS = [
     {"evaluation"},
     {"audit", "service"},
     {"orchestration", "doctor"},
-    {"cli", "cli_audit", "cli_launch", "cli_serve", "client", "door", "__init__"},
+    {"cli", "cli_audit", "cli_launch", "cli_maps", "cli_serve", "client", "door", "__init__"},
 ]
 LIBRARIES = {
     "faiss": {"indexing", "evaluation"},

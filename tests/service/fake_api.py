@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import socket
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,26 +241,23 @@ def _app(api):
 
 
 @contextlib.contextmanager
-def serving(**switches):
-    """A running fake; gives its FakeApi, whose ``address`` ends with a slash."""
-    api = FakeApi(**switches)
-    server = uvicorn.Server(uvicorn.Config(_app(api), port=0, log_level="warning", lifespan="off"))
-    ready = threading.Event()
-    server.install_signal_handlers = lambda: None
-    start = server.startup
-
-    async def startup(sockets=None):
-        await start(sockets=sockets)
-        api.address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-        ready.set()
-
-    server.startup = startup
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
+def running(app):
+    """Serves an application in a thread; gives its address, with a slash at the end."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()  # connections wait in the listener's queue until it runs
     try:
-        if not ready.wait(20):
-            raise RuntimeError("the fake service did not start")
-        yield api
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
     finally:
         server.should_exit = True
         thread.join(10)
+        listener.close()
+
+
+@contextlib.contextmanager
+def serving(**switches):
+    """A running fake; gives its FakeApi."""
+    api = FakeApi(**switches)
+    with running(_app(api)) as api.address:
+        yield api

@@ -4,10 +4,12 @@ import io
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from fake_api import CLASS_NAMES, FIRST_ID, HOSTILE_KEYS, NEIGHBOURS, SAMPLES, serving
 from PIL import Image
+from service_runs import server
 
 COUNT_BLOBS = """
 window.made = window.revoked = 0;
@@ -56,7 +58,7 @@ class Page:
         self.bad: list[str] = []
         self.expected: str | None = None
         self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
-        self.context.set_default_timeout(8000)
+        self.context.set_default_timeout(20_000)
         self.tab = self.context.new_page()
         self.tab.on("console", self._note_message)
         self.tab.on("pageerror", lambda error: self.bad.append(f"error: {error}"))
@@ -522,3 +524,34 @@ def test_motion_is_reduced_when_it_is_asked_for(page):
     view = page(reduced_motion="reduce").open()
     view.tab.evaluate("document.body.classList.add('busy')")
     assert view.tab.evaluate("getComputedStyle(document.getElementById('loading')).transitionDuration") == "0s"
+
+
+def test_the_page_of_the_real_service_shows_a_real_run(browser, served_run):
+    with server(served_run.root, token="secret") as (url, app):
+        address = f"{url}/"
+        table = app.service.rounds.current.subject.table
+        view = Page(browser, SimpleNamespace(address=address))
+        view.tab.goto(f"{address}?token=secret#/sample/7")
+        view.tab.wait_for_selector("#neighbours-grid .tile")
+        assert view.ids() == table.neighbour_ids[7].tolist()
+        view.tab.wait_for_function("document.querySelector('#portrait img')?.naturalWidth > 0")
+        view.tab.fill("#k", "9")
+        view.tab.press("#k", "Enter")
+        view.settle("k=9")
+        assert len(view.ids()) == 9
+        view.tab.click("#to-compare")
+        view.settle("#/rounds")
+        assert view.ids(".sides > div:nth-child(2)") == table.neighbour_ids[7].tolist()
+        view.tab.click("nav [data-view=purity]")
+        view.settle("#/purity")
+        assert view.tab.locator("#purity-table tbody tr").count() == 10
+        view.tab.click("nav [data-view=samples]")
+        view.settle("#/")
+        view.tab.select_option("#filter-anchor", "true")
+        view.settle("anchor=true")
+        assert view.text("#samples-count") == f"{table.is_anchor.sum()} of 143"
+        view.tab.set_input_files("#file", {"name": "x.png", "mimeType": "image/png", "buffer": _png("grey")})
+        view.settle("#/image/1")
+        assert len(view.ids()) == 9
+        view.context.close()
+    assert view.bad == []

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 420, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 20, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 28, 38
 _NUM_BINS, _MAX_MATRIX = 40, 20
 
 
@@ -90,7 +90,7 @@ def risk_chart(curve: list[dict[str, float]], auroc: float | None, area: float) 
         _frame(axes, "coverage: share of samples trusted, most certain first", "risk"),
         _area(axes, points),
         _line(axes, points, "accent"),
-        _text(_LEFT + 8, _TOP + 12, described, "start", "value"),
+        _text(_WIDTH - _RIGHT, 12, described, "end", "value"),
     ]
     last = f"{described}; risk {points[-1][1]:.4f} at full coverage, {points[len(points) // 2][1]:.4f} at half."
     return _svg("Risk over coverage", last, parts)
