@@ -52,10 +52,10 @@ def attention_maps(network: torch.nn.Module, images: Tensor, memory: Tensor) -> 
         memory: (B, D) float32, the samples' own features.
 
     Returns:
-        (B, S, S) float32 in [0, 1], each scaled by its own maximum.
+        (B, S, S) float32, each stretched to [0, 1].
 
     Raises:
-        UsageError: the network's last stage gives no maps, as that of a transformer.
+        UsageError: the network's last stage gives no maps, as that of a transformer, or maps of one place.
     """
     from pytorch_grad_cam import GradCAM
 
@@ -64,6 +64,9 @@ def attention_maps(network: torch.nn.Module, images: Tensor, memory: Tensor) -> 
         last = trunk(images[:1])
     if last.ndim != 4:
         raise UsageError("this network ends in no maps of places: Grad-CAM needs a convolutional one")
+    if last.shape[2] * last.shape[3] == 1:
+        size = "x".join(map(str, images.shape[2:]))
+        raise UsageError(f"at {size} pixels this network's last maps have one place: Grad-CAM needs larger images")
     with torch.enable_grad(), GradCAM(model=network, target_layers=[trunk]) as cam:
         found: np.ndarray = cam(input_tensor=images, targets=[OwnMemory(row) for row in memory])
     return found.astype(np.float32)

@@ -23,7 +23,7 @@ from tiny_runs import start_run
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, digits):
     """Two trained rounds over 143 digits; read only."""
-    layout = start_run(tmp_path_factory.mktemp("pictured") / "tiny", digits)
+    layout = start_run(tmp_path_factory.mktemp("pictured") / "tiny", digits, data={"image_size": 32})
     for step in (Step("train", 0), Step("index", 1), Step("train", 1)):
         run_step(layout.root, step, World(), StopSignals(), None)
     return layout.root
