@@ -64,7 +64,7 @@ async def put_load(
         while True:
             number = next(numbers)
             due = time.perf_counter() if rate is None else started + number / rate
-            if due >= end:
+            if due >= end or time.perf_counter() >= end + duration_s:
                 break
             if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
@@ -83,6 +83,8 @@ async def put_load(
 
     await asyncio.gather(*(one_connection() for _ in range(connections)))
     load.took_s = time.perf_counter() - started
+    if rate is not None:  # a server that is too slow is not waited for for ever
+        load.statuses[0] += max(0, int(rate * duration_s) - load.statuses.total())
     return load
 
 

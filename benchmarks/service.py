@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from andscale.store.run_layout import RunLayout
 from benchmarks.bench import DIM, machine, say
@@ -27,7 +28,7 @@ from benchmarks.service_run import NUM_NEIGHBOURS, bring, make_run
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SWAPS = 2
-_HEADER = "| what | asked/s | answered/s | p50 ms | p99 ms | max ms | answers | errors | rounds seen |"
+_HEADER = "| what | asked/s | answered/s | p50 ms | p99 ms | max ms | CPU ms each | answers | errors | rounds seen |"
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,22 @@ def main(arguments: list[str] | None = None) -> None:
             first = server.stdout.readline()
             address = urllib.parse.urlsplit(first.partition(" ")[0])
             for row in _ROWS:
-                lines.append(measure(row, (str(address.hostname), int(address.port or 0)), layout, options))
+                before = psutil.Process(server.pid).cpu_times()
+                load = measure(row, (str(address.hostname), int(address.port or 0)), layout, options)
+                after = psutil.Process(server.pid).cpu_times()
+                lines.append(describe(row, load, after.user + after.system - before.user - before.system))
                 say(lines[-1])
         finally:
             server.send_signal(signal.SIGINT)
     about = (
         f"{options.kind}, {options.samples:,} x {DIM}, K = {NUM_NEIGHBOURS}; {options.seconds:.0f} s a row; {machine()}"
     )
-    rule = "|---|" + "---:|" * 7 + "---|"
+    rule = "|---|" + "---:|" * 8 + "---|"
     print("\n".join([_HEADER, rule, *lines, "", about]))
 
 
-def measure(row: Row, address: tuple[str, int], layout: RunLayout, options: argparse.Namespace) -> str:
-    """Put one load on the server, from a process of its own; its line of the table."""
+def measure(row: Row, address: tuple[str, int], layout: RunLayout, options: argparse.Namespace) -> Load:
+    """Put one load on the server, from a process of its own."""
     newest = max(layout.round_numbers())
     timers = [
         threading.Timer(options.seconds * (0.1 + 0.4 * i), bring, (layout, newest + 1 + i))
@@ -94,11 +98,17 @@ def measure(row: Row, address: tuple[str, int], layout: RunLayout, options: argp
         load: Load = pool.apply(_load, (row, address, options.samples, options.seconds))
     for timer in timers:
         timer.join()
+    return load
+
+
+def describe(row: Row, load: Load, cpu_s: float) -> str:
+    """A row's line of the table; CPU ms are the server's for an answer, which depend least on what else runs."""
     cells = [
         f"{row.what}{f', {_SWAPS} swaps' if row.swaps else ''}",
         f"{row.rate:.0f}" if row.rate else "all",
         f"{load.rate:.0f}",
         *(f"{load.milliseconds(q):.1f}" for q in (0.5, 0.99, 1)),
+        f"{cpu_s * 1000 / max(load.statuses[200], 1):.2f}",
         f"{load.statuses.total():,}",
         str(load.num_errors),
         ", ".join(map(str, sorted(load.rounds))),

@@ -105,8 +105,10 @@ class Rounds:
             try:
                 snapshot = open_snapshot(self.place, newer, self.known, before=self.current)
             except (AndscaleError, OSError) as error:
-                self.complaint = self._damaged[newer] = f"round {newer} is not served: {error}"
+                self.complaint = f"round {newer} is not served: {error}"
                 _log.warning("%s", self.complaint)
+                if isinstance(error, AndscaleError):  # what the operating system says may pass
+                    self._damaged[newer] = self.complaint
                 continue
             self.current, self.num_swaps, self.complaint = snapshot, self.num_swaps + 1, ""
             self.on_swap(snapshot)

@@ -208,6 +208,10 @@ def test_a_folder_is_refused_and_an_old_report_replaced(subject, tmp_path):
             [0, 1, 2, 3, 4, 5, 9, 17],
             "3\u20134 times: 2 samples; 5\u20138 times: 1 samples; 9\u201316 times: 1 samples; 17 times",
         ),
+        (
+            [0, 3, 10**6],
+            "1 times: 0 samples; 2\u201316 times: 1 samples; 17\u2013256 times: 0 samples; 257\u20134096 times",
+        ),
         ([0, 3], "0 times: 1 samples; 1 times: 0 samples; 2 times: 0 samples; 3 times: 1 samples"),
     ],
 )

@@ -49,3 +49,9 @@ def test_the_run_to_serve_opens_and_its_rounds_come_one_by_one(tmp_path):
     assert (first.round_number, second.round_number, len(second)) == (1, 2, 2000)
     assert second.stats["index_kind"] == "flat"
     assert make_run(tmp_path / "bench", 2000, "flat", 2).round_numbers() == [1]
+
+
+def test_what_a_slow_server_was_never_asked_counts_as_unanswered():
+    load = asyncio.run(_against([("slow", 0.1)] * 50, duration_s=0.4, connections=1, rate=100))
+    assert load.statuses.total() == 40
+    assert load.statuses[0] == load.num_errors >= 30

@@ -75,3 +75,19 @@ def test_a_bound_that_no_entropy_can_have_is_an_ordinary_number(served_run):
         warnings.simplefilter("error")
         assert calling.get("/v1/samples?entropy_max=1e300").json()["total"] == 143
         assert calling.get("/v1/samples?entropy_min=1e300").json()["total"] == 0
+
+
+def test_what_the_operating_system_says_may_pass(copied, tmp_path, monkeypatch):
+    copied.round(2).root.rename(tmp_path / "aside")
+    with client(copied.root) as calling:
+        (tmp_path / "aside").rename(copied.round(2).root)
+        with monkeypatch.context() as patch:
+            patch.setattr("andscale.service.rounds.open_snapshot", _input_error)
+            calling.service.rounds.look()
+            assert "round 2 is not served: [Errno 5] gone for a while" in calling.get("/healthz").text
+        calling.service.rounds.look()
+        assert calling.get("/healthz").json()["round"] == 2
+
+
+def _input_error(*_, **__):
+    raise OSError(5, "gone for a while")

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 420, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 28, 38
-_NUM_BINS, _MAX_MATRIX = 40, 20
+_NUM_BINS, _MAX_MATRIX, _MAX_GROUPS = 40, 20, 8
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,12 @@ def risk_chart(curve: list[dict[str, float]], auroc: float | None, area: float) 
 def occurrence_chart(occurrence: np.ndarray) -> Markup:
     """How many samples are how often the neighbour of others, (N,) int64; groups double in width."""
     most = int(occurrence.max())
-    # 0, 1, 2, 3-4, 5-8, 9-16, ...
-    starts = [0, 1, *(2**i + 1 for i in range(most.bit_length()) if 2**i + 1 <= most)]
-    starts = [start for start in starts if start <= most]
+    # 0, 1, 2, 3-4, 5-8, 9-16, ..; of long tails each group is 4, 8, .. times as wide as the one before
+    for growth in (2, 4, 8, 16, 32, 64):
+        starts = [0, 1, *(growth**i + 1 for i in range(most.bit_length()) if growth**i + 1 <= most)]
+        starts = [start for start in starts if start <= most]
+        if len(starts) <= _MAX_GROUPS:
+            break
     ends = [*(start - 1 for start in starts[1:]), most]
     counts = np.histogram(occurrence, [*starts, most + 1])[0]
     names = [f"{a}" if a == b else f"{a}\u2013{b}" for a, b in zip(starts, ends, strict=True)]
@@ -109,7 +112,7 @@ def occurrence_chart(occurrence: np.ndarray) -> Markup:
     parts = [_frame(axes, "times among the neighbours of others", "samples", x_ticks=[])]
     for place, (name, count) in enumerate(zip(names, counts.tolist(), strict=True)):
         parts.append(_bar(axes, "accent", (place - 0.4, place + 0.4), count))
-        parts.append(_text(axes.across(place), _HEIGHT - _BOTTOM + 14, name, "middle", "tick"))
+        parts.append(_text(axes.across(place), _HEIGHT - _BOTTOM + 14, _short_range(name), "middle", "tick"))
         parts.append(_text(axes.across(place), axes.up(count) - 4, _short(count), "middle", "value"))
     description = "; ".join(
         f"{name} times: {count:,} samples" for name, count in zip(names, counts.tolist(), strict=True)
@@ -165,6 +168,11 @@ def confusion_chart(counts: np.ndarray, names: list[str]) -> Markup | None:
     right = float(np.trace(counts) / max(1, counts.sum()))
     description = f"Rows: classes; shares of their samples in percent. {100 * right:.1f} % lie on the diagonal."
     return _svg("Confusion between classes", description, parts, height=top + size * cell + 6)
+
+
+def _short_range(name: str) -> str:
+    """Of a long range where it begins."""
+    return name if len(name) <= 7 else name.split("\u2013", maxsplit=1)[0] + "+"
 
 
 def _short(count: int) -> str:
