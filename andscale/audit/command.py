@@ -51,6 +51,7 @@ def audit(request: AuditRequest) -> None:
         UsageError: it cannot be had of this table. RunError: something is damaged, or the purity is too low.
     """
     place, known = request.place, request.known
+    _refuse_what_would_be_left_out(request)
     if request.by is not None:
         found = history(place, request.by, request.round_number, known)
         print(json.dumps(found, indent=2) if request.as_json else history_text(found))
@@ -65,7 +66,7 @@ def audit(request: AuditRequest) -> None:
     if request.leakage:
         from andscale.audit.leakage import find_leaks
 
-        inspected["leakage"] = find_leaks(place, None, request.near_duplicate, known)
+        inspected["leakage"] = find_leaks(place, request.round_number, request.near_duplicate, known)
     print(json.dumps(inspected, indent=2) if request.as_json else audit_text(inspected))
     notes = sys.stderr if request.as_json else sys.stdout
     if request.csv is not None:
@@ -76,5 +77,20 @@ def audit(request: AuditRequest) -> None:
 
         write_report(subject, request.html)
         print(f"wrote {request.html}", file=notes)
-    if request.min_purity is not None and (purity := purity_of_anchors(inspected)) < request.min_purity:
+    # written so that NaN is never met
+    if request.min_purity is not None and not (purity := purity_of_anchors(inspected)) >= request.min_purity:
         raise RunError(f"purity@1 of the anchors of {place} is {purity:.4f}, wanted is {request.min_purity}")
+
+
+def _refuse_what_would_be_left_out(request: AuditRequest) -> None:
+    """A chain must not take an answer of --by or --export for a purity that was met."""
+    alone = {"--by": request.by is not None, "--export": request.exported is not None}
+    others = {
+        "--min-purity": request.min_purity is not None,
+        "--csv": request.csv is not None,
+        "--html": request.html is not None,
+        "--leakage": request.leakage,
+    }
+    given = [name for name, is_given in (alone | others).items() if is_given]
+    if len(given) > 1 and given[0] in alone:
+        raise UsageError(f"{given[0]} does nothing else: ask for {given[1]} in a call of its own")

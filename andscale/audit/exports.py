@@ -51,7 +51,7 @@ def sample_columns(subject: Subject) -> dict[str, Any]:
     if subject.catalogue is not None:
         columns |= {"key": subject.catalogue.keys, "source": subject.catalogue.sources}
     if labels is not None:
-        names = [subject.class_name(label) for label in range(int(labels.max(initial=0)) + 1)]
+        names = {label: subject.class_name(label) for label in np.unique(labels).tolist()}
         columns["label"] = labels
         columns["class"] = [names[label] if label >= 0 else None for label in labels.tolist()]
     return columns | {"entropy": table.entropies, "is_anchor": table.is_anchor}

@@ -16,7 +16,7 @@ from andscale.audit.graph_figures import (
     neighbour_pairs,
     skewness,
 )
-from andscale.audit.label_figures import confusion, consistent_anchors, most_confused, purity_by_class, selective_risk
+from andscale.audit.label_figures import consistent_anchors, most_confused, purity_by_class, selective_risk
 from andscale.audit.purity import neighbour_agreement, purity_groups
 from andscale.audit.round_figures import describe_sample, rounds_table
 from andscale.audit.subject import Subject
@@ -50,6 +50,7 @@ def inspect_subject(subject: Subject, threshold: float = NEAR_DUPLICATE, known: 
         "num_samples": len(table),
         "num_neighbours": table.num_neighbours,
         "labelled": labels is not None,
+        "partly_labelled": labels is None and subject.audit_labels is not None,
         "groups": [vars(group) for group in purity_groups(table, labels)],
         "seconds": subject.manifest.seconds,
         "entropy": _entropy(subject),
@@ -148,7 +149,6 @@ def _labels(subject: Subject, labels: np.ndarray) -> dict[str, Any]:
     table, num_classes = subject.table, max(len(subject.classes), int(labels.max()) + 1)
     nearest = neighbour_agreement(table.neighbour_ids[:, :1], labels)[:, 0]
     curve = selective_risk(table.entropies, nearest)
-    counts = confusion(table.neighbour_ids, labels, num_classes)
     consistent, inconsistent = consistent_anchors(table, labels)
     return {
         "auroc_of_low_entropy": curve.auroc,
@@ -170,6 +170,6 @@ def _labels(subject: Subject, labels: np.ndarray) -> dict[str, Any]:
                 "num_samples": n,
                 "share": share,
             }
-            for a, b, n, share in most_confused(counts, _NUM_PAIRS)
+            for a, b, n, share in most_confused(table.neighbour_ids, labels, _NUM_PAIRS)
         ],
     }

@@ -103,17 +103,27 @@ def confusion(neighbour_ids: np.ndarray, audit_labels: np.ndarray, num_classes: 
     return counts
 
 
-def most_confused(counts: np.ndarray, num_pairs: int) -> list[tuple[int, int, int, float]]:
-    """The (label, neighbour's label, samples, share of the label's samples) off the diagonal with most samples."""
-    off = counts.copy()
-    np.fill_diagonal(off, 0)
-    order = np.argsort(-off, axis=None, kind="stable")[:num_pairs]
-    rows, columns = np.unravel_index(order, off.shape)
-    totals = counts.sum(axis=1)
+def most_confused(
+    neighbour_ids: np.ndarray, audit_labels: np.ndarray, num_pairs: int
+) -> list[tuple[int, int, int, float]]:
+    """The (label, nearest neighbour's other label, samples, share of the label's samples) with most samples.
+
+    Only pairs that occur are counted, so labels may be any numbers.
+
+    Args:
+        neighbour_ids: (N, K) int64.
+        audit_labels: (N,) int32, no -1.
+        num_pairs: how many at most; of equally many samples those of the smaller labels.
+    """
+    present, numbers, totals = np.unique(audit_labels, return_inverse=True, return_counts=True)
+    nearest = numbers[neighbour_ids[:, 0]]
+    is_other = numbers != nearest
+    pairs, counts = np.unique(numbers[is_other] * len(present) + nearest[is_other], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:num_pairs]
+    rows, columns = np.divmod(pairs[order], len(present))
     return [
-        (int(r), int(c), int(off[r, c]), float(off[r, c] / totals[r]))
-        for r, c in zip(rows, columns, strict=True)
-        if off[r, c]
+        (int(present[r]), int(present[c]), int(n), float(n / totals[r]))
+        for r, c, n in zip(rows, columns, counts[order], strict=True)
     ]
 
 

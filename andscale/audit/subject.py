@@ -14,6 +14,9 @@ from andscale.store.neighbourhoods import KIND, NeighbourhoodTable, read_table
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import load_run
 
+_MAX_CLASSES = 1 << 24
+"""Figures have a place for every class number."""
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
@@ -160,5 +163,9 @@ def _read_labels(path: Path, num_samples: int) -> np.ndarray:
         raise UsageError(f"{path} is not a .npy file of labels: {error}") from None
     if values.shape != (num_samples,) or values.dtype.kind not in "iu":
         raise UsageError(f"{path}: {values.dtype} {values.shape}, expected ({num_samples},) integers, one label a row")
-    labels: np.ndarray = values.astype(np.int32)
+    if values.size and int(values.max()) >= _MAX_CLASSES:
+        raise UsageError(f"{path}: label {int(values.max())}, expected class numbers below {_MAX_CLASSES}, -1 for none")
+    labels: np.ndarray = (
+        np.maximum(values, -1).astype(np.int32) if values.dtype.kind == "i" else values.astype(np.int32)
+    )
     return labels

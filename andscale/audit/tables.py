@@ -63,12 +63,11 @@ def run_table(run: Path) -> str:
 
 def purity_table(inspected: dict[str, Any]) -> str:
     """The figures of ``inspect_round`` as text."""
-    title = (
-        f"{inspected['run']}, round {inspected['round']}: {inspected['num_samples']:,} samples, "
-        f"k = {inspected['num_neighbours']}"
-    )
+    where = "" if inspected["round"] is None else f", round {inspected['round']}"
+    title = f"{inspected['run']}{where}: {inspected['num_samples']:,} samples, k = {inspected['num_neighbours']}"
     if not inspected["labelled"]:
-        title += " (no labels: no purity)"
+        why = "some samples have no label" if inspected.get("partly_labelled") else "no labels"
+        title += f" ({why}: no purity)"
     # with one neighbour purity@k says the same as purity@1
     purities = {"purity@1": "purity_at_1", f"purity@{inspected['num_neighbours']}": "purity_at_k"}
     header = ["samples", "number", *purities, "entropy min/median/max", "mean similarity"]

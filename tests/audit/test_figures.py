@@ -108,7 +108,9 @@ def test_figures_of_labels_equal_their_loops(case):
     for i in range(count):
         counts[labels[i], labels[ids[i, 0]]] += 1
     assert (confusion(ids, labels, 3) == counts).all()
-    pairs = most_confused(counts, 6)
+    pairs = most_confused(ids, labels, 6)
+    found = [(-n, a, b) for a, b, n, _ in pairs]
+    assert found == sorted((-counts[a, b], a, b) for a in range(3) for b in range(3) if a != b and counts[a, b])
     assert sum(n for *_, n, _ in pairs) == counts.sum() - np.trace(counts)
     assert all(a != b and share == counts[a, b] / counts[a].sum() for a, b, _, share in pairs)
     consistent = sum(all(labels[j] == labels[i] for j in ids[i]) for i in np.flatnonzero(table.is_anchor))

@@ -142,11 +142,42 @@ def test_a_table_without_a_run_has_what_is_known_of_it(foreign, digits, tmp_path
     some[3] = -1
     np.save(tmp_path / "some.npy", some)
     code, out, _ = inspect(capsys, "--run", foreign / "table", "--dataset", tmp_path / "some.npy")
-    assert (code, "no purity" in out) == (0, True)
+    assert (code, "some samples have no label: no purity" in out, "round None" in out) == (0, True, False)
     code, _, err = inspect(
         capsys, "--run", foreign / "table", "--dataset", tmp_path / "some.npy", "--min-purity", "0.1"
     )
     assert (code, "purity needs a label for every sample" in err) == (2, True)
+
+
+def test_leakage_is_of_the_round_that_was_asked_for(run, capsys):
+    found = json.loads(inspect(capsys, "--run", run, "--json", "--leakage", "--round", "1")[1])["leakage"]
+    assert "rounds/01" in found["model"]
+    code, _, err = inspect(capsys, "--run", run, "--leakage", "--round", "2")
+    assert (code, "round 2 has no model" in err) == (2, True), "another round's model would answer another question"
+
+
+@pytest.mark.parametrize("alone", [["--by", "3"], ["--export", "parquet:x.parquet"]])
+def test_a_purity_that_would_not_be_looked_at_is_refused(run, tmp_path, monkeypatch, capsys, alone):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = inspect(capsys, "--run", run, *alone, "--min-purity", "1")
+    assert (code, out) == (2, "")
+    assert f"{alone[0]} does nothing else: ask for --min-purity in a call of its own" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_purity_meets_what_is_no_number(run, capsys):
+    assert inspect(capsys, "--run", run, "--min-purity", "nan")[0] == 1
+
+
+def test_labels_far_apart_take_no_square_of_memory(foreign, tmp_path, capsys):
+    labels = np.arange(143) % 3
+    labels[5] = 2_000_000
+    np.save(tmp_path / "far.npy", labels)
+    code, out, _ = inspect(capsys, "--run", foreign / "table", "--dataset", tmp_path / "far.npy")
+    assert (code, "2000000" in out) == (0, True)
+    np.save(tmp_path / "hashes.npy", labels + 2**32)
+    code, _, err = inspect(capsys, "--run", foreign / "table", "--dataset", tmp_path / "hashes.npy")
+    assert (code, err.count("\n"), "expected class numbers below 16777216" in err) == (2, 1, True)
 
 
 @pytest.mark.parametrize(
