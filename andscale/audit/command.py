@@ -77,9 +77,10 @@ def audit(request: AuditRequest) -> None:
 
         write_report(subject, request.html)
         print(f"wrote {request.html}", file=notes)
-    # written so that NaN is never met
-    if request.min_purity is not None and not (purity := purity_of_anchors(inspected)) >= request.min_purity:
-        raise RunError(f"purity@1 of the anchors of {place} is {purity:.4f}, wanted is {request.min_purity}")
+    if request.min_purity is not None:
+        purity, of_whom = purity_of_anchors(inspected)
+        if not purity >= request.min_purity:  # so that NaN is never met
+            raise RunError(f"purity@1 of {of_whom} of {place} is {purity:.4f}, wanted is {request.min_purity}")
 
 
 def _refuse_what_would_be_left_out(request: AuditRequest) -> None:

@@ -61,12 +61,14 @@ def inspect_subject(subject: Subject, threshold: float = NEAR_DUPLICATE, known: 
     }
 
 
-def purity_of_anchors(inspected: dict[str, Any]) -> float:
-    """purity@1 of the anchors, or of all samples where no anchors are marked; UsageError without labels."""
+def purity_of_anchors(inspected: dict[str, Any]) -> tuple[float, str]:
+    """purity@1 of the anchors, or of all samples where none is an anchor, and which; UsageError without labels."""
     if not inspected["labelled"]:
         raise UsageError(f"{inspected['run']}: purity needs a label for every sample, and some have none")
     groups = {group["name"]: group["purity_at_1"] for group in inspected["groups"]}
-    return float(groups.get("anchors", groups["all"]))
+    if "anchors" in groups:
+        return float(groups["anchors"]), "the anchors"
+    return float(groups["all"]), "all samples, of which none is an anchor,"
 
 
 def write_csv(inspected: dict[str, Any], folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 // Whatever comes from data (keys, classes, sources) is put into the page as text nodes and attributes only.
 
 const PAGE_SIZE = 60;
+const NEIGHBOURS_SHOWN = 12; // until another number is chosen
 const TRAIL_LENGTH = 12;
 const $ = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en");
@@ -390,7 +391,7 @@ const NO_IMAGES = "Images can be searched only in a round whose model and index 
 /** k; without an index the table alone answers, so no more than it holds. */
 function neighboursWanted(stats, tableOnly = !stats.dim || isOlder(route.round)) {
   const most = tableOnly ? Math.min(stats.num_neighbours, stats.limits.k) : stats.limits.k;
-  return Math.max(1, Math.min(route.k ?? Math.min(20, stats.num_neighbours), most));
+  return Math.max(1, Math.min(route.k ?? NEIGHBOURS_SHOWN, most, stats.num_samples - 1));
 }
 
 const views = {
@@ -641,9 +642,11 @@ function drawPurity(purity) {
     [purity.anchors_at_1, "anchors, @1"],
     [purity.anchors_at_k, `anchors, @${k}`],
   ];
-  $("purity-figures").replaceChildren(...figures.map(([value, text]) => el("li", {}, el("b", {}, percent(value)), text)));
+  const distinct = k === 1 ? figures.filter((_, i) => i % 2 === 0) : figures; // @k is @1 then
+  $("purity-table").classList.toggle("one", k === 1);
+  $("purity-figures").replaceChildren(...distinct.map(([value, text]) => el("li", {}, el("b", {}, percent(value)), text)));
   $("at-k").textContent = `@${k}`;
-  const sort = ["class", "num_samples", "at_1", "at_k"].includes(route.values.get("sort")) ? route.values.get("sort") : "at_k";
+  const sort = ["class", "num_samples", "at_1", "at_k"].includes(route.values.get("sort")) ? route.values.get("sort") : k === 1 ? "at_1" : "at_k";
   const down = route.values.get("down") === "1" ? -1 : 1;
   for (const button of document.querySelectorAll("[data-sort]")) {
     const chosen = button.dataset.sort === sort;
@@ -862,7 +865,7 @@ function startSearch() {
 // ---- images: dropped, chosen, pasted
 
 function searchImage(file) {
-  if (!shown) return;
+  if (!shown) return notice("Images can be searched once a round is shown.");
   if (!takesImages(shown)) return notice(NO_IMAGES);
   if (!file || !file.type.startsWith("image/")) return notice("That is not an image.");
   if (file.size > shown.limits.body_bytes) {
