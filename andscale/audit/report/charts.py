@@ -72,7 +72,9 @@ def entropy_histogram(entropies: np.ndarray, is_anchor: np.ndarray) -> Markup:
 def tenths_chart(purities: list[float]) -> Markup:
     """purity@1 of the tenths of the samples by rising entropy."""
     axes = Axes((0.4, len(purities) + 0.6), (0, 1))
-    parts = [_frame(axes, "tenth of the samples, by rising entropy", "purity@1", x_ticks=list(range(1, 11)))]
+    parts = [
+        _frame(axes, "tenth of the samples, by rising entropy", "purity@1", x_ticks=list(range(1, len(purities) + 1)))
+    ]
     for place, purity in enumerate(purities, start=1):
         parts.append(_bar(axes, "accent", (place - 0.4, place + 0.4), purity))
         parts.append(_text(axes.across(place), axes.up(purity) - 4, f"{purity:.2f}", "middle", "value"))
