@@ -75,7 +75,7 @@ def audit(request: AuditRequest) -> None:
     if request.html is not None:
         from andscale.audit.report import write_report
 
-        write_report(subject, request.html)
+        write_report(subject, request.html, inspected)
         print(f"wrote {request.html}", file=notes)
     if request.min_purity is not None:
         purity, of_whom = purity_of_anchors(inspected)
