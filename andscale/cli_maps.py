@@ -37,7 +37,7 @@ def draw_map(
     out: OutOption,
     run: RunOption = None,
     round_number: Annotated[int | None, typer.Option("--round", min=0, help="The newest by default.")] = None,
-    colour: Annotated[str, typer.Option("--colour", help="label, entropy or anchor.")] = "label",
+    colour: Annotated[str, typer.Option("--colour", help="label, entropy, anchor or round (since when).")] = "label",
 ) -> None:
     """Draw a 2-D map of a round's features (UMAP; 50,000 drawn samples of more; needs andscale[maps]).
 

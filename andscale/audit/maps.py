@@ -1,4 +1,4 @@
-"""A 2-D map of a round's features by UMAP, coloured by class, entropy or anchor."""
+"""A 2-D map of features by UMAP, coloured by class, entropy, anchor, or the round that made an anchor of a sample."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,13 +7,15 @@ import numpy as np
 
 from andscale.audit.audit_text import shown
 from andscale.audit.pictures import check_picture, write_picture
-from andscale.audit.subject import Subject, load_features, open_subject
+from andscale.audit.subject import Subject, load_features, open_subject, rounds_with_tables
 from andscale.errors import UsageError
+from andscale.store.neighbourhoods import read_table
+from andscale.store.run_layout import RunLayout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("label", "entropy", "anchor")
+COLOURS = ("label", "entropy", "anchor", "round")
 MAX_POINTS = 50_000
 """Of more samples as many are drawn, and the map is of them alone."""
 _NUM_NEIGHBOURS = 15
@@ -42,7 +44,7 @@ def write_map(run: Path, round_number: int | None, colour: str, out: Path) -> st
         raise UsageError(f"--colour {colour}: choose one of {', '.join(COLOURS)}")
     subject = open_subject(run, round_number)
     if colour == "label" and subject.audit_labels is None:
-        raise UsageError(f"{run} has no labels to colour by: choose --colour entropy or anchor")
+        raise UsageError(f"{run} has no labels to colour by: choose --colour entropy, anchor or round")
     count = len(subject.table)
     if count < _LEAST_SAMPLES:
         raise UsageError(f"a map needs {_LEAST_SAMPLES} samples or more, {run} has {count}")
@@ -90,6 +92,8 @@ def _scatter(subject: Subject, ids: np.ndarray, places: np.ndarray, colour: str,
             ("instance", ~subject.table.is_anchor[ids], "#b8c4cc"),
             ("anchor", subject.table.is_anchor[ids], "#1f6f8b"),
         ]
+    elif colour == "round":
+        groups = _round_groups(subject, ids)
     else:
         groups = _class_groups(subject, ids)
     for name, members, shade in groups:
@@ -120,3 +124,24 @@ def _class_groups(subject: Subject, ids: np.ndarray) -> list[tuple[str, np.ndarr
         )
         for place, label in enumerate(present.tolist())
     ]
+
+
+def first_rounds(subject: Subject) -> np.ndarray:
+    """(N,) int64, the first round up to the subject's in which each sample was an anchor; 0 where it never was."""
+    first = np.zeros(len(subject.table), np.int64)
+    for number in reversed(rounds_with_tables(subject.root)):
+        if subject.round_number is not None and number <= subject.round_number:
+            table, _ = read_table(RunLayout(subject.root).round(number).neighbourhoods)
+            first[table.is_anchor] = number
+    return first
+
+
+def _round_groups(subject: Subject, ids: np.ndarray) -> list[tuple[str, np.ndarray, Any]]:
+    """(name, members among the shown points, colour) of those that were never an anchor, and of each round."""
+    import matplotlib
+
+    first = first_rounds(subject)[ids]
+    shades = matplotlib.colormaps["viridis_r"]
+    last = max(int(first.max(initial=1)), 1)
+    groups = [("never an anchor", first == 0, "#cccccc")]
+    return groups + [(f"since round {n}", first == n, shades(n / last)) for n in range(1, last + 1)]

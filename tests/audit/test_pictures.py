@@ -1,6 +1,7 @@
 """Grad-CAM over the rounds and the 2-D map, of a run of two rounds."""
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from andscale.audit import maps, pictures
 from andscale.audit.attention import attention_maps
-from andscale.audit.maps import choose_points, write_map
+from andscale.audit.maps import choose_points, first_rounds, write_map
+from andscale.audit.subject import open_subject
 from andscale.cli import call
 from andscale.distributed import World
 from andscale.errors import UsageError
@@ -74,7 +76,7 @@ def test_attention_has_a_row_for_each_image_and_a_column_for_each_round(run, tmp
 def test_the_map_is_the_same_again_and_colours_by_what_was_asked(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(maps, "MAX_POINTS", 100)
     found = {}
-    for colour in ("label", "entropy", "anchor"):
+    for colour in ("label", "entropy", "anchor", "round"):
         for name in ("first.png", "second.png") if colour == "label" else ("first.png",):
             arguments = ["--run", str(run), "--round", "1", "--colour", colour, "--out", str(tmp_path / name)]
             assert call("map", arguments) == 0
@@ -82,7 +84,7 @@ def test_the_map_is_the_same_again_and_colours_by_what_was_asked(run, tmp_path, 
         if colour == "label":
             assert found[colour] == (tmp_path / "second.png").read_bytes()
     assert f"round 1: 100 drawn of 143 samples by {colour}" in capsys.readouterr().out
-    assert len(set(found.values())) == 3
+    assert len(set(found.values())) == 4
     assert np.asarray(Image.open(tmp_path / "first.png").convert("RGB")).std() > 5
 
 
@@ -93,7 +95,7 @@ def test_the_map_is_the_same_again_and_colours_by_what_was_asked(run, tmp_path, 
         ("attention", ["--ids", "143", "--out", "a.png"], "no training image 143: their ids are 0 to 142"),
         ("attention", ["--ids", "-1", "--out", "a.png"], "no training image -1"),
         ("attention", ["--ids", "1", "--out", "a.jpg"], "must end in .png or .svg"),
-        ("map", ["--out", "a.png", "--colour", "moon"], "choose one of label, entropy, anchor"),
+        ("map", ["--out", "a.png", "--colour", "moon"], "choose one of label, entropy, anchor, round"),
         ("map", ["--out", "a.png", "--round", "7"], "round 7 has no neighbourhoods"),
         ("map", ["--out", "."], "must end in .png or .svg"),
     ],
@@ -118,3 +120,15 @@ def test_of_many_samples_the_same_ones_are_drawn_each_time():
     assert len(chosen) == len(np.unique(chosen)) == 50_000
     assert np.array_equal(chosen, choose_points(70_000))
     assert np.array_equal(choose_points(50_000), np.arange(50_000))
+
+
+def test_a_sample_is_an_anchor_since_the_first_round_that_chose_it(run, monkeypatch):
+    subject = open_subject(run, 1)
+    later = np.arange(143) < 20
+    earlier = np.arange(143) % 2 == 0
+    tables = {1: replace(subject.table, is_anchor=earlier), 2: replace(subject.table, is_anchor=later)}
+    monkeypatch.setattr(maps, "rounds_with_tables", lambda _: [1, 2])
+    monkeypatch.setattr(maps, "read_table", lambda folder: (tables[int(folder.parent.name)], None))
+    second = replace(subject, round_number=2)
+    assert first_rounds(second).tolist() == [1 if i % 2 == 0 else 2 if i < 20 else 0 for i in range(143)]
+    assert first_rounds(subject).tolist() == [1 - i % 2 for i in range(143)]
