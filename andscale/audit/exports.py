@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from andscale.audit.subject import Subject
+from andscale.data.images import read_header
 from andscale.data.samples import Shards
-from andscale.errors import UsageError
+from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
 from andscale.store.files import check_writable, errors_name, fsync_path, write_file
 from andscale.store.plain_parquet import write_plain_table
@@ -107,7 +108,7 @@ def _write_fiftyone(subject: Subject, folder: Path) -> str:
         with Progress("images for FiftyOne", len(table), "images") as progress:
             for sample_id in range(len(table)):
                 data = shards.take(sample_id)
-                name = f"data/{sample_id:09d}{image_suffix(data)}"
+                name = f"data/{sample_id:09d}{_suffix(data, sample_id)}"
                 with errors_name(staging / name):
                     (staging / name).write_bytes(data)
                 samples.append(_fiftyone_sample(name, sample_id, columns, subject))
@@ -138,7 +139,8 @@ def _fiftyone_sample(name: str, sample_id: int, columns: dict[str, Any], subject
     return sample
 
 
-def image_suffix(data: bytes) -> str:
-    """The suffix of an encoded image, by its first bytes."""
-    starts = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"BM": ".bmp", b"RIFF": ".webp"}
-    return next((suffix for start, suffix in starts.items() if data.startswith(start)), ".img")
+def _suffix(data: bytes, sample_id: int) -> str:
+    try:
+        return f".{read_header(data).suffix}"
+    except RunError as error:
+        raise RunError(f"sample {sample_id} cannot be exported: {error}") from None

@@ -247,7 +247,15 @@ def test_fiftyone_gets_images_and_samples(run, tmp_path, capsys):
     assert len(samples) == 143
     assert samples[5]["ground_truth"]["label"] == subject.classes[subject.audit_labels[5]]
     assert samples[5]["neighbour_ids"] == subject.table.neighbour_ids[5].tolist()
+    assert samples[5]["filepath"] == "data/000000005.png"
     assert all((tmp_path / "fifty" / sample["filepath"]).read_bytes()[1:4] == b"PNG" for sample in samples)
+
+
+def test_an_image_that_cannot_be_exported_is_named_and_nothing_is_left(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("andscale.audit.exports.Shards.take", lambda _, sample_id: b"broken")
+    code, _, err = inspect(capsys, "--run", run, "--export", f"fiftyone:{tmp_path / 'fifty'}")
+    assert (code, "sample 0 cannot be exported: " in err) == (1, True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_from_data_cannot_move_the_cursor_nor_be_formulas():
