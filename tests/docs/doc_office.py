@@ -33,6 +33,7 @@ TINY = [
 ]  # fmt: skip
 """What a launch with --config is given besides, so that it takes a second."""
 ADDRESS = "http://127.0.0.1:8765"
+COMMANDS = typer.main.get_command(app).commands
 DEMO = Path("runs/fashion_mnist_demo")
 
 
@@ -98,8 +99,7 @@ def command_of(words):
 
 def parse(name, arguments):
     """Let the real command line look at what is typed, without doing it; its config and settings are read."""
-    command = typer.main.get_command(app).commands[name]
-    context = command.make_context(name, list(arguments))
+    context = COMMANDS[name].make_context(name, list(arguments))
     config, overrides = context.params.get("config"), context.params.get("overrides")
     if config is not None:
         load_config(Path(config), list(overrides or []))

@@ -1,13 +1,16 @@
 """Every command, setting and Python block in README.md and docs/ is run on tiny data, or parsed with a reason."""
 
+import importlib.util
 import re
+import shlex
 import shutil
 import tomllib
+from pathlib import Path
 
 import matplotlib
 import pytest
 from doc_blocks import LANGUAGES, PAGES, SHELLS, blocks, commands, name_of, unfenced
-from doc_office import ADDRESS, DEMO, command_of, make_office, parse, quick_jobs, served, type_it
+from doc_office import ADDRESS, COMMANDS, DEMO, command_of, make_office, parse, quick_jobs, served, type_it
 
 from andscale.config_file import build_config
 
@@ -138,3 +141,38 @@ def test_every_exception_is_still_needed():
     assert not unused
     short = [line.removeprefix(".venv/bin/") for line in lines]
     assert not [p for p in NOT_RUN if not any(re.fullmatch(p, line) for line in (*lines, *short))]
+
+
+def spoken_commands():
+    """(page, words) of commands within sentences; the log is history and may name what is gone."""
+    for page in PAGES:
+        if page.name == "log.md":
+            continue
+        prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for span in re.findall(r"`((?:python|make|andscale|ANDSCALE_TOKEN=\S+ python) [^`\n]+)`", prose):
+            yield page, shlex.split(span)
+
+
+def options_of(words):
+    return {word.partition("=")[0] for word in words if re.match(r"--\w", word)}
+
+
+def test_commands_in_sentences_are_real():
+    """Their targets, modules, doors and options exist; what stands for a value may be anything."""
+    seen = list(spoken_commands())
+    assert len(seen) > 15
+    for page, words in seen:
+        where = f"{name_of(page)}: {' '.join(words)}"
+        if words[0] == "make":
+            type_it(words, None)
+        elif words[:2] == ["python", "-m"]:
+            name = "benchmarks.__main__" if words[2] == "benchmarks" else words[2]
+            module = importlib.util.find_spec(name)
+            assert module is not None, where
+            source = Path(module.origin).read_text()
+            assert all(f'"{option}"' in source for option in options_of(words)), where
+        else:
+            name, arguments, _ = command_of(words)
+            assert name in COMMANDS, where
+            known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+            assert options_of(arguments) <= known, where
