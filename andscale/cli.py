@@ -42,10 +42,11 @@ def train_round(round_number: RoundOption, run: RunOption = None) -> None:
     Example: torchrun --nproc-per-node 2 jobs/train_round.py --run runs/fashion_mnist_demo --round 0
     """
     from andscale.distributed import world_from_environment
+    from andscale.indexing.kmeans import cluster_features
     from andscale.orchestration.launch import resolve_run
     from andscale.training.loop import train_round as train
 
-    train(resolve_run(run), round_number, world_from_environment())
+    train(resolve_run(run), round_number, world_from_environment(), clustering=cluster_features)
 
 
 @app.command("rebuild")

@@ -28,7 +28,7 @@ def launch_round(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", help="and, or a baseline: instance, supervised, random; short for --set method.name="),
+        typer.Option("--method", help="and, or a baseline: instance, deepcluster, nat, supervised, random"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps and scripts, do nothing.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Stay and show the jobs on Slurm live.")] = False,

@@ -156,3 +156,14 @@ def test_files_that_are_no_config_are_named(tmp_path):
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").glob("*.toml")), ids=lambda p: p.name)
 def test_every_shipped_config_is_valid(path):
     load_config(path)
+
+
+def test_settings_that_came_later_leave_the_hash_of_older_runs_alone():
+    plain = {"data": {"dataset": "d"}}
+    record = build_config(plain, "test").scientific_record()
+    assert "num_clusters" not in record["method"] and "purity_neighbours" not in record["evaluation"]
+    # what 0a7953c, which did not know them, gave for the same file
+    assert build_config(plain, "test").digest().startswith("4e6c098896e70981")
+    changed = build_config(plain | {"method": {"num_clusters": 7}}, "test")
+    assert changed.scientific_record()["method"]["num_clusters"] == 7
+    assert changed.digest() != build_config(plain, "test").digest()

@@ -209,6 +209,10 @@ def _data_set(config: RunConfig) -> tuple[Path | str, str]:
             f"method.num_neighbours = {config.method.num_neighbours}, but {root} has {num_samples} training images: "
             f"k must be at most {num_samples - 1}"
         )
+    if config.method.name == "deepcluster":
+        from andscale.training.deepcluster import check_num_clusters
+
+        check_num_clusters(config, num_samples)
     if config.method.name == "supervised":
         from andscale.data.shards import load_catalogue
         from andscale.training.supervised import training_labels
