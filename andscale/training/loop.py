@@ -42,8 +42,7 @@ def train_round(
 
     Args:
         run: the run's folder.
-        round_number: r; rounds >= 1 need the memory and model of round r - 1, and the neighbourhoods of round r where
-            the method has them.
+        round_number: r; rounds >= 1 need what round r - 1 left, and the neighbourhoods of round r if there are any.
         world: this rank.
         signals: of a caller who listens already.
         resources: of this launch; None: those that the run was started with.
