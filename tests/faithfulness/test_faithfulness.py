@@ -12,13 +12,15 @@ off by about 1e-7, its exponent s / tau by 1e-7 / tau, and so are, relatively, t
 """
 
 import os
+import re
+import tomllib
 
 import make_arrays
 import numpy as np
 import pytest
 import torch
 
-from andscale.config import MethodConfig
+from andscale.config import MethodConfig, RunConfig
 from andscale.distributed import World
 from andscale.evaluation.knn import weighted_knn
 from andscale.evaluation.ranking import accuracies
@@ -28,6 +30,7 @@ from andscale.indexing.selection import select_anchors
 from andscale.training import objective
 from andscale.training.attention import attend_in_tiles, attend_rows, attend_with_flash
 from andscale.training.gpu_attention import Tiling, attend_with_kernel
+from andscale.training.loop import learning_rate
 from andscale.training.memory_bank import MemoryBank
 from andscale.training.objective import ObjectiveOptions, batch_objective
 
@@ -194,3 +197,24 @@ def test_weighted_knn(arrays, memory, place):
         assert (tops[k][:, make_arrays.NUM_CLASSES :] == -1).all()
     found = accuracies({str(k): top for k, top in tops.items()}, arrays["query_labels"], len(queries))
     assert [found[str(k)]["top1"] for k in make_arrays.VOTERS] == arrays["accuracies"][place].tolist()
+
+
+def test_the_settings_of_the_published_code_are_what_its_document_says(repository):
+    text = (repository / "docs" / "faithfulness.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    settings = {"data": {"dataset": "data"}} | tomllib.loads(block)
+    published, ours = RunConfig(**settings), RunConfig(data=settings["data"])
+    assert published.augment.flip_probability == 0
+    assert published.evaluation.temperature == published.method.temperature
+    rates = {0: 0.03, 80: 0.03, 119: 0.03, 120: 0.003, 159: 0.003, 160: 0.0003, 199: 0.0003}
+    for epoch, rate in rates.items():
+        assert learning_rate(published.optim, epoch, 0, 390) == pytest.approx(rate)
+    # what the document says of the defaults
+    assert [learning_rate(ours.optim, epoch, 0, 390) for epoch in (79, 80, 120, 160)] == pytest.approx(
+        [0.03, 0.003, 0.0003, 0.00003]
+    )
+    assert (ours.augment.flip_probability, ours.evaluation.temperature, ours.evaluation.features) == (
+        0.5,
+        0.07,
+        "recomputed",
+    )
