@@ -53,7 +53,7 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Training augmentation; the defaults are the published ones."""
+    """Training augmentation; the defaults are those of the published code, which does not flip."""
 
     min_crop_scale: float = Field(default=0.2, gt=0, le=1)
     """Least area of the random-resized crop, as a fraction of the image's."""
@@ -174,8 +174,8 @@ class OptimConfig(Section):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["step", "cosine"] = "step"
-    """``step``: times ``decay_factor`` at ``first_decay_epoch`` and every ``decay_every_epochs`` after it (published);
-    ``cosine``: to zero over the round, step by step."""
+    """``step``: times ``decay_factor`` at ``first_decay_epoch`` and every ``decay_every_epochs`` after it (the
+    published code begins at 120, docs/faithfulness.md); ``cosine``: to zero over the round, step by step."""
     first_decay_epoch: int = Field(default=80, ge=1)
     decay_every_epochs: int = Field(default=40, ge=1)
     decay_factor: float = Field(default=0.1, gt=0, le=1)
@@ -230,7 +230,7 @@ class EvaluationConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole run. The defaults are the published settings."""
+    """A whole run. The defaults are the published settings, but for what docs/faithfulness.md names."""
 
     seed: int = Field(default=0, ge=0)
     data: DataConfig
