@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from andscale.config_file import apply_overrides, build_config, config_differences, load_config
+from andscale.config_file import (
+    apply_overrides,
+    build_config,
+    config_differences,
+    find_config,
+    load_config,
+    packaged_configs,
+)
 from andscale.errors import UsageError
 
 MINIMAL = {"data": {"dataset": "data/x"}}
@@ -167,3 +174,25 @@ def test_settings_that_came_later_leave_the_hash_of_older_runs_alone():
     changed = build_config(plain | {"method": {"num_clusters": 7}}, "test")
     assert changed.scientific_record()["method"]["num_clusters"] == 7
     assert changed.digest() != build_config(plain, "test").digest()
+
+
+def test_a_config_is_a_path_or_the_name_of_one_that_comes_with_the_package(tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits_demo").mkdir()  # a folder of that name is not in the way
+    for given in ("digits_demo", "digits_demo.toml", "configs/digits_demo.toml"):
+        assert find_config(Path(given)).samefile(repository / "configs" / "digits_demo.toml")
+    assert load_config(Path("digits_demo")).data.dataset == "data/digits"
+    assert packaged_configs().keys() == {path.stem for path in (repository / "configs").glob("*.toml")}
+
+
+def test_a_file_of_ones_own_goes_before_the_package_s(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits_demo.toml").write_text('[data]\ndataset = "mine"\n')
+    assert load_config(Path("digits_demo.toml")).data.dataset == "mine"
+
+
+@pytest.mark.parametrize("given", ["digits", "elsewhere/digits_demo.toml", "/digits_demo.toml", "../digits_demo", "."])
+def test_a_name_that_is_not_there_gets_the_list(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no config file .*: cifar100_alexnet, .*digits_demo, .*svhn_resnet18$"):
+        load_config(Path(given))
