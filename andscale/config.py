@@ -107,8 +107,8 @@ class MethodConfig(Section):
     fixed random vector of its own (noise as targets); ``supervised`` learns the data set's labels by cross-entropy;
     ``random`` leaves the first weights as they are (round 0 only)."""
     initialisation: Literal["instance", "random"] = "instance"
-    """What round 0 is for ``and``: training by eq 2 (published), or ``random`` weights and a memory of their features.
-    """
+    """What round 0 is for ``and``: training by eq 2 (published), or ``random`` weights and a memory of their features;
+    ``instance`` can begin so too, for a comparison from the same start."""
     num_rounds: int = Field(default=4, ge=1)
     """R: in round r the floor(N r/R) samples of lowest entropy are anchors (eq 6)."""
     num_neighbours: int = Field(default=1, ge=1)
@@ -131,9 +131,9 @@ class MethodConfig(Section):
     GPUs, a loss within 2^-6 / temperature; on CPUs the same numbers in more time."""
 
     @model_validator(mode="after")
-    def _only_the_method_can_start_at_random(self) -> "MethodConfig":
-        if self.initialisation == "random" and self.name != "and":
-            raise ValueError(f"initialisation = random belongs to name = and, not to {self.name}")
+    def _only_the_method_and_instances_can_start_at_random(self) -> "MethodConfig":
+        if self.initialisation == "random" and self.name not in ("and", "instance"):
+            raise ValueError(f"initialisation = random belongs to name = and or instance, not to {self.name}")
         return self
 
     @property
