@@ -58,7 +58,7 @@ def train_round(round_number: RoundOption, run: RunOption = None) -> None:
     """Train one round in this process, or on every rank that torchrun starts.
 
     \b
-    Example: torchrun --nproc-per-node 2 jobs/train_round.py --run runs/fashion_mnist_demo --round 0
+    Example: torchrun --nproc-per-node 2 -- jobs/train_round.py --run runs/fashion_mnist_demo --round 0
     """
     from andscale.distributed import world_from_environment
     from andscale.indexing.kmeans import cluster_features

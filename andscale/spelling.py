@@ -45,7 +45,7 @@ def spell_all(text: str) -> str:
     if in_checkout():
         return text
     # torchrun takes a file, or the console script with --no-python
-    text = text.replace(f"2 {DOORS['train']}", "2 --no-python andscale train")
+    text = text.replace(f"-- {DOORS['train']}", "--no-python -- andscale train")
     for command, door in DOORS.items():
         text = text.replace(f"python {door}", f"andscale {command}").replace(door, f"andscale {command}")
     return text

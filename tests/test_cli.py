@@ -80,6 +80,27 @@ def test_every_door_is_known_to_those_who_spell_commands():
     }
 
 
+@pytest.mark.parametrize("in_a_checkout", [True, False])
+def test_torchrun_understands_the_example(monkeypatch, repository, in_a_checkout):
+    """Without ``--`` it takes a command's --run for the beginning of one of its own options."""
+    from torch.distributed.run import get_args_parser
+
+    from andscale import spelling
+    from andscale.cli import train_round
+
+    monkeypatch.setattr(spelling, "in_checkout", lambda: in_a_checkout)
+    examples = [spelling.spell_all(train_round.__doc__).split("Example: ")[1].split("\n")[0]]
+    if in_a_checkout:
+        examples += re.findall(r"^ +(.*torchrun .*)$", (repository / "README.md").read_text(), re.MULTILINE)
+        assert len(examples) == 2
+    for example in examples:
+        parsed = get_args_parser().parse_args(example.split()[1:])
+        words = [word for word in (parsed.training_script, *parsed.training_script_args) if word != "--"]
+        door = ["jobs/train_round.py"] if in_a_checkout else ["andscale", "train"]
+        assert words[: len(door)] == door and words[len(door)] == "--run" and words[-2:] == ["--round", "0"]
+        assert parsed.no_python != in_a_checkout
+
+
 def test_the_console_script_lists_every_command():
     answer = run("-c", "from andscale.cli import main; main()", "--help")
     assert_golden("help-andscale.txt", answer.stdout)
