@@ -106,6 +106,13 @@ def test_the_console_script_lists_every_command():
     assert_golden("help-andscale.txt", answer.stdout)
 
 
+@pytest.mark.parametrize("name", ["status", "cancel"])
+def test_help_of_commands_without_a_door_is_as_recorded(name):
+    answer = run("-c", "from andscale.cli import main; main()", name, "--help")
+    assert_golden(f"help-{name}.txt", answer.stdout)
+    assert "Example:" in answer.stdout
+
+
 def _fails(answer, code, *words):
     assert answer.returncode == code, answer.stdout + answer.stderr
     lines = answer.stderr.strip().splitlines()
