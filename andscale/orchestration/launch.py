@@ -3,6 +3,7 @@
 import socket
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from andscale.config import TIMM_PREFIX, MethodConfig, RunConfig
@@ -13,6 +14,7 @@ from andscale.orchestration.holding import Hold, hold_run
 from andscale.orchestration.records import read_job_record
 from andscale.orchestration.repair import find_stale, find_unfit, move_aside, refuse_damage
 from andscale.orchestration.steps import Step, is_done, next_round, pending_steps, prerequisites, steps_of_round
+from andscale.spelling import spelt
 from andscale.store.files import as_place, check_writable
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import create_run, load_run, refuse_foreign, refuse_other_config
@@ -100,6 +102,7 @@ def open_run(root: Path, request: LaunchRequest) -> RunConfig:
         config = load_config(request.config, list(request.overrides))
         _data_set(config)
         _check_network(config)
+        _check_faiss()
         return config
     record = load_run(root)
     if request.config is not None:
@@ -151,7 +154,7 @@ def resolve_run(run: Path | None) -> Path:
         return run
     found = sorted(RUNS.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UsageError(f"there is no run below {RUNS}/: start one with jobs/launch_round.py --config, or name --run")
+        raise UsageError(f"there is no run below {RUNS}/: start one with {spelt('launch')} --config, or name --run")
     if len(found) > 1:
         print(f"the newest run: {found[-1].parent}", file=sys.stderr)
     return found[-1].parent
@@ -209,6 +212,10 @@ def _data_set(config: RunConfig) -> tuple[Path | str, str]:
             f"method.num_neighbours = {config.method.num_neighbours}, but {root} has {num_samples} training images: "
             f"k must be at most {num_samples - 1}"
         )
+    if config.method.name == "deepcluster":
+        from andscale.training.deepcluster import check_num_clusters
+
+        check_num_clusters(config, num_samples)
     if config.method.name == "supervised":
         from andscale.data.shards import load_catalogue
         from andscale.training.supervised import training_labels
@@ -223,6 +230,12 @@ def _check_network(config: RunConfig) -> None:
         from andscale.training.timm_backbones import check_timm
 
         check_timm(config.model.backbone.removeprefix(TIMM_PREFIX), config.data.image_size)
+
+
+def _check_faiss() -> None:
+    """Raise UsageError where there is no FAISS, before hours of training: the steps behind it need one."""
+    if find_spec("faiss") is None:
+        raise UsageError("a run needs FAISS, which is not here: install andscale[cpu], andscale[gpu] or andscale[cuvs]")
 
 
 def _act(layout: RunLayout, rounds: range, config: RunConfig, cluster: str, hold: Hold) -> None:
