@@ -88,8 +88,8 @@ def command_of(words):
         environment[name] = value
         words = words[1:]
     if words[0] == ".venv/bin/torchrun":
-        words = ["python", *words[words.index("--nproc-per-node") + 2 :]]
-    if words[0] in ("andscale", ".venv/bin/andscale"):
+        words = ["python", *words[words.index("--") + 1 :]]
+    if words[0].rpartition("/")[2] == "andscale":
         return words[1], words[2:], environment
     if words[0] == "python" and re.fullmatch(r"(jobs|tools)/\w+\.py", words[1]):
         door = re.search(r'open_door\("(\w+)"\)', (ROOT / words[1]).read_text())
@@ -99,6 +99,9 @@ def command_of(words):
 
 def parse(name, arguments):
     """Let the real command line look at what is typed, without doing it; its config and settings are read."""
+    if name.startswith("--"):
+        assert call(None, [name]) == 0, name
+        return
     context = COMMANDS[name].make_context(name, list(arguments))
     config, overrides = context.params.get("config"), context.params.get("overrides")
     if config is not None:

@@ -15,7 +15,7 @@ from doc_blocks import ROOT
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     answer = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
         # a proxy that nobody is behind: whatever asks the network fails
         env=os.environ
@@ -24,8 +24,9 @@ def site(tmp_path_factory):
         text=True,
         check=False,
     )
+    # not with --quiet, which hides warnings from --strict too
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert not answer.stderr.strip(), "warnings: " + answer.stderr
+    assert "WARNING" not in answer.stderr, answer.stderr
     return folder
 
 
