@@ -112,6 +112,7 @@ def type_it(words, monkeypatch):
     """Do what a command says; asserts that it ends well. Returns what it printed."""
     name, arguments, environment = command_of(words)
     if name is None:
+        assert words[0] in _OTHERS, f"nothing here runs {words[0]}: add a way, or a reason to FOREIGN"
         return _OTHERS[words[0]](words)
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
