@@ -114,6 +114,15 @@ def test_the_page_of_commands_names_every_command(site):
 
 
 def test_settings_and_functions_are_described(site):
+    from andscale.config import RunConfig
+    from andscale.config_resources import SlurmConfig, SlurmSettings
+
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text()
+    assert {name for name in RunConfig.model_fields if f"## `[{name}]`" not in page} == {"seed"}
+    shown = set(re.findall(r'id="andscale\.config\w*\.(\w+\.\w+)"', (site / "reference" / "settings.html").read_text()))
+    sections = {field.annotation for name, field in RunConfig.model_fields.items() if name != "seed"}
+    sections = sections - {SlurmConfig} | {SlurmSettings}
+    assert shown == {f"{section.__name__}.{name}" for section in sections for name in section.model_fields}
     settings = (site / "reference" / "settings.html").read_text()
     assert "global_batch_size" in settings and "Largest number of samples of one step" in settings
     assert "floor(N r/R) samples of lowest entropy" in settings
