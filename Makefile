@@ -32,7 +32,7 @@ bench: env
 bench-gpu: env
 	$(PYTHON_IN_ENV) -m benchmarks.gpu $(BENCH)
 
-# Material says at each start that it ends in 2027; zensical, its successor, reads the same mkdocs.yml
+# NO_MKDOCS_2_WARNING: Material says at each start that it ends in 2027 (docs/design.md, Documentation)
 docs: env
 	NO_MKDOCS_2_WARNING=1 $(PYTHON_IN_ENV) -m mkdocs build --strict
 

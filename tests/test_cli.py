@@ -91,7 +91,8 @@ def test_torchrun_understands_the_example(monkeypatch, repository, in_a_checkout
     monkeypatch.setattr(spelling, "in_checkout", lambda: in_a_checkout)
     examples = [spelling.spell_all(train_round.__doc__).split("Example: ")[1].split("\n")[0]]
     if in_a_checkout:
-        examples += re.findall(r"^ +(.*torchrun .*)$", (repository / "README.md").read_text(), re.MULTILINE)
+        page = (repository / "docs" / "running.md").read_text()
+        examples += re.findall(r"^\S*torchrun .*$", page, re.MULTILINE)
         assert len(examples) == 2
     for example in examples:
         parsed = get_args_parser().parse_args(example.split()[1:])
