@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from andscale.training.embedding import EmbeddingNetwork
     from andscale.training.model_folder import EvaluationTransform
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 __all__ = ["load_model"]
 
 

@@ -11,10 +11,10 @@ from andscale.cli_launch import RunOption, cancel_run, launch_round, show_status
 from andscale.cli_maps import draw_attention, draw_map
 from andscale.cli_serve import serve_neighbourhoods
 from andscale.errors import AndscaleError, UsageError
+from andscale.spelling import spell_all
 
 app = typer.Typer(
     name="andscale",
-    help="Image features without labels, by Anchor Neighbourhood Discovery.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -24,6 +24,25 @@ app = typer.Typer(
 _INTERRUPTED = 130
 
 RoundOption = Annotated[int, typer.Option("--round", min=0, help="Round number.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import andscale
+        from andscale.store.provenance import source_commit
+
+        commit = source_commit()
+        print(f"andscale {andscale.__version__}" + (f", commit {commit}" if commit else ""))
+        raise typer.Exit()
+
+
+@app.callback()
+def _program(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it, and the commit.")
+    ] = False,
+) -> None:
+    """Image features without labels, by Anchor Neighbourhood Discovery."""
 
 
 launch_command = app.command("launch")(launch_round)
@@ -39,13 +58,14 @@ def train_round(round_number: RoundOption, run: RunOption = None) -> None:
     """Train one round in this process, or on every rank that torchrun starts.
 
     \b
-    Example: torchrun --nproc-per-node 2 jobs/train_round.py --run runs/fashion_mnist_demo --round 0
+    Example: torchrun --nproc-per-node 2 -- jobs/train_round.py --run runs/fashion_mnist_demo --round 0
     """
     from andscale.distributed import world_from_environment
+    from andscale.indexing.kmeans import cluster_features
     from andscale.orchestration.launch import resolve_run
     from andscale.training.loop import train_round as train
 
-    train(resolve_run(run), round_number, world_from_environment())
+    train(resolve_run(run), round_number, world_from_environment(), clustering=cluster_features)
 
 
 @app.command("rebuild")
@@ -218,6 +238,8 @@ def call(name: str | None = None, arguments: list[str] | None = None) -> int:
         arguments: ``sys.argv[1:]`` by default.
     """
     command: Any = typer.main.get_command(app)
+    for each in command.commands.values():
+        each.help = spell_all(each.help)
     program = app.info.name
     if name is not None:
         command, program = command.commands[name], Path(sys.argv[0]).name

@@ -1,6 +1,7 @@
 # ruff: noqa: D301, PLR0913, PLR0917 - typer takes options from arguments, and paragraphs from backslash-b
 """The commands that start, show and end runs; what they need is imported when they run."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,9 @@ def launch_round(
     round_number: Annotated[int | None, typer.Option("--round", min=0, help="One round.")] = None,
     rounds: Annotated[str | None, typer.Option("--rounds", metavar="A-B", help="Rounds A to B.")] = None,
     run: RunOption = None,
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file; needed to start a run.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file, or a name of configs/; needed to start a run.")
+    ] = None,
     cluster: Annotated[
         str,
         typer.Option("--cluster", help="auto, slurm or local; auto takes Slurm when a controller answers."),
@@ -28,7 +31,7 @@ def launch_round(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", help="and, or a baseline: instance, supervised, random; short for --set method.name="),
+        typer.Option("--method", help="and, or a baseline: instance, deepcluster, nat, supervised, random"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the steps and scripts, do nothing.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Stay and show the jobs on Slurm live.")] = False,
@@ -44,6 +47,7 @@ def launch_round(
     \b
     Example: python jobs/launch_round.py --rounds 0-2 --config configs/fashion_mnist_demo.toml
     """
+    from andscale.config_file import find_config
     from andscale.orchestration.launch import LaunchRequest, launch
     from andscale.orchestration.steps import parse_rounds
 
@@ -52,6 +56,9 @@ def launch_round(
     asked = parse_rounds(rounds) if rounds is not None else None
     if round_number is not None:
         asked = range(round_number, round_number + 1)
+    if config is not None and (found := find_config(config)) != config:
+        print(f"config: {found}", file=sys.stderr)
+        config = found
     settings = (*(overrides or ()), *([f"method.name={method}"] if method is not None else []))
     launch(LaunchRequest(run, asked, config, settings, cluster, dry_run, follow, rebuild))
 

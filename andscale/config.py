@@ -15,6 +15,9 @@ from andscale.config_resources import ResourcesConfig, Section, SlurmConfig
 
 BACKBONES = ("small_resnet", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101")
 TIMM_PREFIX = "timm:"
+_CAME_LATER = (("method", "num_clusters"), ("method", "target_epochs"), ("evaluation", "purity_neighbours"))
+"""Settings that runs were hashed without: while they have their defaults they stay out of the hash, and those runs go
+on."""
 _LEAST_IMAGE_SIZE = {("alexnet", "imagenet"): 63, ("alexnet", "small"): 15}
 """Smaller images leave nothing after the last pooling: 63 -> 15 -> 7 -> 3 -> 1 and 15 -> 7 -> 3 -> 1."""
 
@@ -50,7 +53,7 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Training augmentation; the defaults are the published ones."""
+    """Training augmentation; the defaults are those of the published code, which does not flip."""
 
     min_crop_scale: float = Field(default=0.2, gt=0, le=1)
     """Least area of the random-resized crop, as a fraction of the image's."""
@@ -98,12 +101,14 @@ class ModelConfig(Section):
 class MethodConfig(Section):
     """Anchor Neighbourhood Discovery; the defaults are the published ones."""
 
-    name: Literal["and", "instance", "supervised", "random"] = "and"
-    """``and``: the method. Baselines: ``instance`` trains every round without neighbourhoods (eq 2); ``supervised`` by
-    cross-entropy against the data set's labels; ``random`` leaves the first weights as they are (round 0 only)."""
+    name: Literal["and", "instance", "deepcluster", "nat", "supervised", "random"] = "and"
+    """``and``: the method. Baselines: ``instance`` trains every round without neighbourhoods (eq 2); ``deepcluster``
+    classifies the k-means clusters of its own features, found anew in every epoch; ``nat`` draws each sample to a
+    fixed random vector of its own (noise as targets); ``supervised`` learns the data set's labels by cross-entropy;
+    ``random`` leaves the first weights as they are (round 0 only)."""
     initialisation: Literal["instance", "random"] = "instance"
-    """What round 0 is for ``and``: training by eq 2 (published), or ``random`` weights and a memory of their features.
-    """
+    """What round 0 is for ``and``: training by eq 2 (published), or ``random`` weights and a memory of their features;
+    ``instance`` can begin so too, for a comparison from the same start."""
     num_rounds: int = Field(default=4, ge=1)
     """R: in round r the floor(N r/R) samples of lowest entropy are anchors (eq 6)."""
     num_neighbours: int = Field(default=1, ge=1)
@@ -117,20 +122,29 @@ class MethodConfig(Section):
     ``num_negatives`` of them, drawn anew in every step, for 100 million samples and more."""
     num_negatives: int = Field(default=65_536, ge=1)
     """m of the sampled objective; with m >= N it is the exact one."""
+    num_clusters: int = Field(default=10_000, ge=2)
+    """C of ``deepcluster``, whose authors took ten times the number of classes (10,000 for ImageNet)."""
+    target_epochs: int = Field(default=3, ge=1)
+    """``nat``: in the first of every so many epochs of a round, the samples of a batch exchange their targets."""
     score_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of features and memory rows in the products of the objective, whose sums are float32. ``bfloat16``: faster on
     GPUs, a loss within 2^-6 / temperature; on CPUs the same numbers in more time."""
 
     @model_validator(mode="after")
-    def _only_the_method_can_start_at_random(self) -> "MethodConfig":
-        if self.initialisation == "random" and self.name != "and":
-            raise ValueError(f"initialisation = random belongs to name = and, not to {self.name}")
+    def _only_the_method_and_instances_can_start_at_random(self) -> "MethodConfig":
+        if self.initialisation == "random" and self.name not in ("and", "instance"):
+            raise ValueError(f"initialisation = random belongs to name = and or instance, not to {self.name}")
         return self
 
     @property
     def finds_neighbours(self) -> bool:
         """Whether rounds after the first begin with an index step."""
         return self.name == "and"
+
+    @property
+    def update_momentum(self) -> float:
+        """The eta of the memory's update: ``nat`` keeps targets there, which are exchanged and never mixed."""
+        return 1.0 if self.name == "nat" else self.memory_momentum
 
     @property
     def last_round(self) -> int:
@@ -160,8 +174,8 @@ class OptimConfig(Section):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["step", "cosine"] = "step"
-    """``step``: times ``decay_factor`` at ``first_decay_epoch`` and every ``decay_every_epochs`` after it (published);
-    ``cosine``: to zero over the round, step by step."""
+    """``step``: times ``decay_factor`` at ``first_decay_epoch`` and every ``decay_every_epochs`` after it (the
+    published code begins at 120, docs/faithfulness.md); ``cosine``: to zero over the round, step by step."""
     first_decay_epoch: int = Field(default=80, ge=1)
     decay_every_epochs: int = Field(default=40, ge=1)
     decay_factor: float = Field(default=0.1, gt=0, le=1)
@@ -203,6 +217,9 @@ class EvaluationConfig(Section):
     left, as the published code has it."""
     batch_size: int = Field(default=500, ge=1)
     """Images that are embedded at once by one rank."""
+    purity_neighbours: int = Field(default=0, ge=0)
+    """Purity of the nearest training samples of every training sample is measured at K = 1, 10 and 100 up to this one,
+    and at this one; 0: not at all. It searches N samples among N, so it takes a GPU where N is large."""
     linear_epochs: int = Field(default=0, ge=0)
     """Epochs of the linear classifiers on conv1..conv5 and the embedding; 0: none are trained."""
     linear_batch_size: int = Field(default=256, ge=2)
@@ -213,7 +230,7 @@ class EvaluationConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole run. The defaults are the published settings."""
+    """A whole run. The defaults are the published settings, but for what docs/faithfulness.md names."""
 
     seed: int = Field(default=0, ge=0)
     data: DataConfig
@@ -252,7 +269,11 @@ class RunConfig(Section):
 
     def scientific_record(self) -> dict[str, Any]:
         """All that decides the results: every section but ``[resources]`` and ``[slurm]``, as plain JSON values."""
-        return self.model_dump(mode="json", exclude={"resources", "slurm"})
+        record = self.model_dump(mode="json", exclude={"resources", "slurm"})
+        for section, key in _CAME_LATER:
+            if record[section][key] == type(getattr(self, section)).model_fields[key].default:
+                del record[section][key]
+        return record
 
     def digest(self) -> str:
         """BLAKE3 of ``scientific_record`` as canonical JSON; stands in every manifest."""

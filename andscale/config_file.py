@@ -12,17 +12,45 @@ from andscale.config import RunConfig
 from andscale.errors import UsageError
 from andscale.store.files import read_record_bytes
 
+_PACKAGED = Path(__file__).resolve().parent / "configs"
+"""``configs/`` of the repository: by a link in a checkout, as files in a wheel."""
+
+
+def packaged_configs() -> dict[str, Path]:
+    """The configs that come with the package, by name: ``fashion_mnist_demo`` and the rows of the paper."""
+    return {path.stem: path for path in sorted(_PACKAGED.glob("*.toml"))}
+
+
+def find_config(given: Path) -> Path:
+    """The file that ``--config`` means: a path, or the name of a config that comes with the package.
+
+    Args:
+        given: a file; where there is none, ``NAME``, ``NAME.toml`` or ``configs/NAME.toml``.
+
+    Raises:
+        UsageError: no such file, and no such name; the names are listed.
+    """
+    if given.exists() and not given.is_dir():
+        return given
+    known = packaged_configs()
+    if given.parent in (Path(), Path("configs")) and given.name.removesuffix(".toml") in known:
+        return known[given.name.removesuffix(".toml")]
+    raise UsageError(f"no config file {given}, nor does the package have one of that name: {', '.join(known)}")
+
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read a TOML file into a RunConfig, ``section.key=value`` overrides on top.
 
+    Args:
+        path: the file, or the name of a config that comes with the package, see ``find_config``.
+        overrides: settings that go before those of the file.
+
     Raises:
         UsageError: no such file, not TOML, an unknown key (the valid ones are listed), a value out of range.
     """
+    path = find_config(path)
     try:
         values = tomllib.loads(read_record_bytes(path).decode())
-    except FileNotFoundError:
-        raise UsageError(f"no config file {path}: the ones at hand are in configs/") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError, numbers of endless digits

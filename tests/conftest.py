@@ -35,6 +35,16 @@ def digits(tmp_path_factory):
     return prepare("digits", None, out, PrepareOptions(samples_per_shard=500, num_workers=2))
 
 
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, digits):
+    """A function of the epochs a round to an UndisturbedRun, which all files and all pytest processes share."""
+    from whole_runs import undisturbed_run
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return lambda num_epochs: undisturbed_run(shared, digits, num_epochs)
+
+
 @pytest.fixture(autouse=True)
 def _quiet_threads(monkeypatch):
     """Two cores, several processes: one thread each is faster and the same on every machine."""

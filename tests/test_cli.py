@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import resource
 import shlex
 import subprocess
@@ -38,9 +39,9 @@ def test_help_is_as_recorded_with_an_example_that_names_the_door(door):
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda p: p.stem)
 def test_help_comes_within_half_a_second(door):
-    """In the processor's time, the fastest of five: on an idle machine that is how long it takes."""
+    """In the processor's time, the fastest of up to five: on an idle machine that is how long it takes."""
     seconds = []
-    for _ in range(5):
+    while len(seconds) < 5 and not (seconds and seconds[-1] < 0.5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run(door, "--help")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -48,9 +49,68 @@ def test_help_comes_within_half_a_second(door):
     assert min(seconds) < 0.5
 
 
+def here(monkeypatch, capsys, door, *arguments, cwd, env=None):
+    """The same in this process, which has the libraries already: what a door calls, and what that says."""
+    from andscale.cli import call
+    from andscale.spelling import DOORS as names
+
+    (command,) = [name for name, path in names.items() if ROOT / path == door]
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", [str(door)])
+    for name, value in (env or {}).items():
+        monkeypatch.setenv(name, value)
+    code = call(command, list(map(str, arguments)))
+    said = capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+
+def test_a_mistake_ends_a_door_with_its_code_and_one_line(tmp_path):
+    """The door's process and the call within this one, which the tests below make, say the same."""
+    _fails(run(LAUNCH, "--config", "none.toml", cwd=tmp_path), 2, "no config file none.toml", "fashion_mnist_demo")
+    _fails(run(LAUNCH, "--nonsense", cwd=tmp_path), 2, "--nonsense", "(see launch_round.py --help)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_door_is_known_to_those_who_spell_commands():
+    from andscale.spelling import DOORS as names
+
+    opened = {door: re.search(r'open_door\("(\w+)"', door.read_text()) for door in DOORS}
+    assert {command: ROOT / path for command, path in names.items()} == {
+        match[1]: door for door, match in opened.items() if match
+    }
+
+
+@pytest.mark.parametrize("in_a_checkout", [True, False])
+def test_torchrun_understands_the_example(monkeypatch, repository, in_a_checkout):
+    """Without ``--`` it takes a command's --run for the beginning of one of its own options."""
+    from torch.distributed.run import get_args_parser
+
+    from andscale import spelling
+    from andscale.cli import train_round
+
+    monkeypatch.setattr(spelling, "in_checkout", lambda: in_a_checkout)
+    examples = [spelling.spell_all(train_round.__doc__).split("Example: ")[1].split("\n")[0]]
+    if in_a_checkout:
+        examples += re.findall(r"^ +(.*torchrun .*)$", (repository / "README.md").read_text(), re.MULTILINE)
+        assert len(examples) == 2
+    for example in examples:
+        parsed = get_args_parser().parse_args(example.split()[1:])
+        words = [word for word in (parsed.training_script, *parsed.training_script_args) if word != "--"]
+        door = ["jobs/train_round.py"] if in_a_checkout else ["andscale", "train"]
+        assert words[: len(door)] == door and words[len(door)] == "--run" and words[-2:] == ["--round", "0"]
+        assert parsed.no_python != in_a_checkout
+
+
 def test_the_console_script_lists_every_command():
     answer = run("-c", "from andscale.cli import main; main()", "--help")
     assert_golden("help-andscale.txt", answer.stdout)
+
+
+@pytest.mark.parametrize("name", ["status", "cancel"])
+def test_help_of_commands_without_a_door_is_as_recorded(name):
+    answer = run("-c", "from andscale.cli import main; main()", name, "--help")
+    assert_golden(f"help-{name}.txt", answer.stdout)
+    assert "Example:" in answer.stdout
 
 
 def _fails(answer, code, *words):
@@ -111,12 +171,13 @@ LAUNCH = ROOT / "jobs" / "launch_round.py"
     ],
 )  # fmt: skip
 def test_mistakes_in_a_launch_get_one_line_and_write_nothing(
-    tmp_path, tmp_path_factory, config, arguments, code, words
+    tmp_path, tmp_path_factory, config, monkeypatch, capsys, arguments, code, words
 ):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    _fails(run(LAUNCH, *arguments, cwd=tmp_path, env=_silent_slurm(tmp_path_factory)), code, *words)
+    silent = _silent_slurm(tmp_path_factory)
+    _fails(here(monkeypatch, capsys, LAUNCH, *arguments, cwd=tmp_path, env=silent), code, *words)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -197,7 +258,9 @@ def test_a_config_that_differs_from_the_runs_stops_with_the_difference(tmp_path,
         ("tools/prepare_shards.py", ["digits", "foreign"], ["foreign"]),
     ],
 )
-def test_mistakes_elsewhere_get_one_line_and_write_nothing(tmp_path, config, rng, door, arguments, words):
+def test_mistakes_elsewhere_get_one_line_and_write_nothing(
+    tmp_path, config, rng, monkeypatch, capsys, door, arguments, words
+):
     from andscale.config_file import load_config
     from andscale.store.run_record import create_run
 
@@ -206,8 +269,52 @@ def test_mistakes_elsewhere_get_one_line_and_write_nothing(tmp_path, config, rng
     (tmp_path / "foreign" / "thesis.tex").write_text("mine")
     np.save(tmp_path / "f.npy", reference.unit_rows(rng, 6, 4))
     before = sorted(tmp_path.rglob("*"))
-    _fails(run(ROOT / door, *arguments, cwd=tmp_path), 2, *words)
+    _fails(here(monkeypatch, capsys, ROOT / door, *arguments, cwd=tmp_path), 2, *words)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+_EXTRAS = {
+    "cpu": "faiss",
+    "sources": "sklearn scipy",
+    "timm": "timm",
+    "export": "onnx onnxruntime onnxscript",
+    "remote": "fsspec",
+    "service": "fastapi uvicorn httptools uvloop prometheus_client",
+    "report": "jinja2",
+    "maps": "pytorch_grad_cam matplotlib umap",
+}
+_WITHOUT = """
+import json, sys
+missing, lines = json.loads(sys.argv[1])
+sys.modules.update(dict.fromkeys(missing))
+from andscale.cli import call
+for line in lines:
+    print(call(None, line.split()), file=sys.stderr)
+"""
+
+
+def test_a_missing_extra_gets_one_line_that_names_it(tmp_path, config, rng):
+    np.save(tmp_path / "f.npy", reference.unit_rows(rng, 60, 4))
+    launch = "launch --config tiny.toml --cluster local --dry-run"
+    asked = {
+        "cpu": launch,
+        "sources": "prepare digits out",
+        "timm": f"{launch} --set model.backbone=timm:resnet18",
+        "export": "export out x.onnx",
+        "remote": f"{launch} --set data.dataset=https://example.org/x",
+        "service": "serve --run out",
+        "report": "inspect --run table --html report.html",
+        "maps": "map --run out --out map.png",
+    }
+    missing = [name for names in _EXTRAS.values() for name in names.split()]
+    lines = ["discover f.npy table", *asked.values()]  # which needs none of them
+    answer = run("-c", _WITHOUT, json.dumps([missing, lines]), cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert answer.returncode == 0, answer.stderr
+    discovered, *errors = re.split(r"^(?=error: )", answer.stderr, flags=re.MULTILINE)
+    assert discovered.splitlines()[-1] == "0"
+    for extra, text in zip(asked, errors, strict=True):
+        line, code = text.splitlines()
+        assert f"andscale[{extra}]" in line and code == "2", text
 
 
 def test_features_with_nan_fail_with_code_1(tmp_path):

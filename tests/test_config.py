@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from andscale.config_file import apply_overrides, build_config, config_differences, load_config
+from andscale.config_file import (
+    apply_overrides,
+    build_config,
+    config_differences,
+    find_config,
+    load_config,
+    packaged_configs,
+)
 from andscale.errors import UsageError
 
 MINIMAL = {"data": {"dataset": "data/x"}}
@@ -87,7 +94,7 @@ def test_malformed_overrides_are_refused(override):
 
 def test_what_a_method_cannot_do_is_refused():
     for section, message in (
-        ({"method": {"name": "instance", "initialisation": "random"}}, "initialisation = random belongs to name = and"),
+        ({"method": {"name": "nat", "initialisation": "random"}}, "initialisation = random belongs to"),
         (
             {"optim": {"accumulation_steps": 4, "global_batch_size": 30}, "resources": {"tasks_per_node": 2}},
             "too small for 2 ranks and optim.accumulation_steps = 4: it must be at least 31",
@@ -156,3 +163,36 @@ def test_files_that_are_no_config_are_named(tmp_path):
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").glob("*.toml")), ids=lambda p: p.name)
 def test_every_shipped_config_is_valid(path):
     load_config(path)
+
+
+def test_settings_that_came_later_leave_the_hash_of_older_runs_alone():
+    plain = {"data": {"dataset": "d"}}
+    record = build_config(plain, "test").scientific_record()
+    assert "num_clusters" not in record["method"] and "purity_neighbours" not in record["evaluation"]
+    # what 0a7953c, which did not know them, gave for the same file
+    assert build_config(plain, "test").digest().startswith("4e6c098896e70981")
+    changed = build_config(plain | {"method": {"num_clusters": 7}}, "test")
+    assert changed.scientific_record()["method"]["num_clusters"] == 7
+    assert changed.digest() != build_config(plain, "test").digest()
+
+
+def test_a_config_is_a_path_or_the_name_of_one_that_comes_with_the_package(tmp_path, monkeypatch, repository):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits_demo").mkdir()  # a folder of that name is not in the way
+    for given in ("digits_demo", "digits_demo.toml", "configs/digits_demo.toml"):
+        assert find_config(Path(given)).samefile(repository / "configs" / "digits_demo.toml")
+    assert load_config(Path("digits_demo")).data.dataset == "data/digits"
+    assert packaged_configs().keys() == {path.stem for path in (repository / "configs").glob("*.toml")}
+
+
+def test_a_file_of_ones_own_goes_before_the_package_s(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits_demo.toml").write_text('[data]\ndataset = "mine"\n')
+    assert load_config(Path("digits_demo.toml")).data.dataset == "mine"
+
+
+@pytest.mark.parametrize("given", ["digits", "elsewhere/digits_demo.toml", "/digits_demo.toml", "../digits_demo", "."])
+def test_a_name_that_is_not_there_gets_the_list(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no config file .*: cifar100_alexnet, .*digits_demo, .*svhn_resnet18$"):
+        load_config(Path(given))

@@ -91,4 +91,4 @@ def test_what_a_head_expects_follows_from_its_settings(path):
 @paper_configs
 def test_a_published_number_names_its_table_or_is_said_to_be_missing(path):
     published = head(path)["Published"]
-    assert published == "not at hand" or re.search(r"\d\d\.\d.*\(.* table \d\)$", published.replace("\n", " "))
+    assert published == "not at hand" or re.search(r"\d\d\.\d.*\(.* (table|figure) \d\)$", published.replace("\n", " "))

@@ -1,9 +1,12 @@
 """Starting the real command line on a tiny run, and comparing what two runs ended with."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from andscale.store.neighbourhoods import read_table
@@ -35,10 +38,46 @@ timeout_min = 20
 """
 
 
-def write_config(folder, digits):
+def write_config(folder, digits, evaluate_ranks=1):
+    """A config of two training ranks; a second rank of evaluation takes seconds to start: only where it matters."""
     path = folder / "tiny.toml"
-    path.write_text(CONFIG.format(dataset=digits.root))
+    ranks = f"evaluate_tasks_per_node = {evaluate_ranks}"
+    path.write_text(CONFIG.format(dataset=digits.root).replace("evaluate_tasks_per_node = 2", ranks))
     return path
+
+
+@dataclass(frozen=True)
+class UndisturbedRun:
+    """Rounds 0 and 1 on this machine; read only, for other tests have it too.
+
+    Attributes:
+        folder: where it was launched; a name with spaces and quotes.
+        output: what the launch printed.
+        seconds: how long it took.
+    """
+
+    folder: Path
+    output: str
+    seconds: float
+
+    @property
+    def root(self):
+        return self.folder / "runs" / "tiny"
+
+
+def undisturbed_run(shared, digits, num_epochs):
+    """The run with so many epochs a round, below ``shared``; the first process that asks for it makes it."""
+    folder = shared / f'a whole run\'s "folder", {num_epochs} epochs'
+    folder.mkdir(exist_ok=True)
+    done = folder / "done.json"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            arguments = ("--rounds", "0-1", "--config", write_config(folder, digits, 2), "--cluster", "local")
+            started = time.monotonic()
+            output = run_command(*arguments, "--set", f"optim.num_epochs={num_epochs}", cwd=folder)
+            done.write_text(json.dumps({"output": output, "seconds": time.monotonic() - started}))
+    return UndisturbedRun(folder, **json.loads(done.read_text()))
 
 
 def command(*arguments, door="jobs/launch_round.py"):

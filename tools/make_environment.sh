@@ -55,7 +55,7 @@ if [ "$faiss" = cpu ]; then
     install -r requirements.lock
     install --no-deps -e .
 else
-    install -e ".[$faiss,sources,dev,bench,timm,export,remote,service,report,tensorboard,maps]"
+    install -e ".[$faiss,sources,dev,bench,timm,export,remote,service,report,tensorboard,maps,docs]"
 fi
 echo "$wanted" >.venv/.ready
 echo "environment ready: .venv"

@@ -12,6 +12,7 @@ from andscale.audit.pictures import check_picture, write_picture
 from andscale.data.samples import Shards
 from andscale.data.shards import Catalogue, load_catalogue, open_dataset
 from andscale.errors import RunError, UsageError
+from andscale.spelling import spelt
 from andscale.store import artifacts
 from andscale.store.features import read_features
 from andscale.store.run_layout import RunLayout
@@ -91,7 +92,7 @@ def write_attention(run: Path, sample_ids: list[int], out: Path) -> list[int]:
     record, layout = load_run(run), RunLayout(run)
     rounds = [n for n in layout.round_numbers() if _is_trained(layout, n)]
     if not rounds:
-        raise UsageError(f"{run} has no trained round yet: run jobs/launch_round.py first")
+        raise UsageError(f"{run} has no trained round yet: run {spelt('launch')} first")
     dataset = open_dataset(record.dataset_root)
     if dataset.url:
         raise UsageError(f"the images lie at {dataset.url}: attention needs a data set on this machine")

@@ -7,6 +7,7 @@ import numpy as np
 
 from andscale.data.shards import Catalogue, PreparedDataset, load_catalogue, open_dataset
 from andscale.errors import RunError, UsageError
+from andscale.spelling import spelt
 from andscale.store import artifacts
 from andscale.store.features import read_features
 from andscale.store.foreign import read_foreign_features, to_unit_length
@@ -98,7 +99,7 @@ def choose_round(run: Path, round_number: int | None) -> int:
         if not with_table and not method.finds_neighbours:
             raise UsageError(f"{run} has no neighbourhoods: method.name = {method.name} finds none")
         if not with_table:
-            raise UsageError(f"{run} has no neighbourhoods yet: run jobs/launch_round.py --round 1 first")
+            raise UsageError(f"{run} has no neighbourhoods yet: run {spelt('launch')} --round 1 first")
         return with_table[-1]
     if round_number not in with_table:
         known = ", ".join(map(str, with_table)) or "none"

@@ -19,6 +19,7 @@ from andscale.data.remote import ShardCache, cache_folder
 from andscale.data.shards import Catalogue, PreparedDataset, SplitRecord
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
+from andscale.spelling import spelt
 from andscale.store.artifacts import check_size
 
 _CHUNKS_AHEAD = 4
@@ -178,7 +179,7 @@ class SampleSource:
             catalogue = self.shards.catalogue
             shard = catalogue.shards[int(catalogue.shard_numbers[sample_id])]
             raise RunError(
-                f"{shard}, sample {sample_id}: {error}: check the data set with tools/prepare_shards.py --verify"
+                f"{shard}, sample {sample_id}: {error}: check the data set with {spelt('prepare')} --verify"
             ) from None
 
     def decode_all(self, size: tuple[int, int], label: str) -> np.ndarray:

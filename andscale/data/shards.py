@@ -19,6 +19,7 @@ from andscale.data.raw import MAX_IMAGE_BYTES
 from andscale.data.remote import fetch_if_other, fetch_record
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
+from andscale.spelling import spelt
 from andscale.store.artifacts import FileRecord, verify_file
 from andscale.store.files import hash_bytes, parse_json, read_record_bytes
 from andscale.store.parquet import check_ids, column_to_numpy, open_table, read_columns
@@ -115,7 +116,7 @@ def open_dataset(place: Path | str) -> PreparedDataset:
     path = root / DATASET_NAME
     record = read_record(root)
     if record is None:
-        raise UsageError(f"{root} is not a prepared data set: make it with tools/prepare_shards.py")
+        raise UsageError(f"{root} is not a prepared data set: make it with {spelt('prepare')}")
     try:
         splits = {split: _parse_split(path, record["splits"][split]) for split in SPLITS}
         content = {k: v for k, v in record.items() if k not in ("obtained_from", "differences_from_published")}

@@ -10,6 +10,7 @@ from typing import Any
 
 from andscale.doctor.children import answers_of
 from andscale.doctor.finding import Finding, ok, problem
+from andscale.spelling import make_env
 
 _TIMEOUT_S = 40
 _NUM_RANKS = 2
@@ -24,12 +25,14 @@ def check_collectives(num_gpus: int) -> Iterator[Finding]:
     import torch.distributed as dist
 
     if not dist.is_available() or not dist.is_gloo_available():
-        yield problem("gloo", "torch has no gloo here", "install torch from its own packages: make env")
+        yield problem("gloo", "torch has no gloo here", f"install torch from its own packages{make_env(': ')}")
     else:
         yield judge("gloo", _reduce("gloo"))
     if not dist.is_nccl_available():
         if num_gpus:
-            yield problem("NCCL", "torch has no NCCL here", "install torch for CUDA from its own packages: make env")
+            yield problem(
+                "NCCL", "torch has no NCCL here", f"install torch for CUDA from its own packages{make_env(': ')}"
+            )
     elif num_gpus < _NUM_RANKS:
         yield ok("NCCL", f"there, but not run: it takes {_NUM_RANKS} GPUs, {num_gpus} are seen")
     else:

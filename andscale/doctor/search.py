@@ -8,6 +8,7 @@ from andscale.doctor.children import answer_of
 from andscale.doctor.finding import Finding, ok, problem, warning
 from andscale.errors import UsageError
 from andscale.indexing.faiss_health import FaissBuild, compare_with_gpus, faiss_build, libraries_twice
+from andscale.spelling import make_env
 
 _TIMEOUT_S = 120
 _ONE_FAISS = "uninstall all of them, then install one: andscale[cpu], andscale[gpu] or andscale[cuvs]"
@@ -18,7 +19,7 @@ def check_faiss(torch_cuda: str | None, torch_gpus: int) -> Iterator[Finding]:
     try:
         build = faiss_build()
     except UsageError as error:
-        yield problem("FAISS", str(error), "pip install 'andscale[cpu]', or make env")
+        yield problem("FAISS", str(error), f"pip install 'andscale[cpu]'{make_env(', or ')}")
         return
     yield judge_build(build, torch_cuda, torch_gpus)
     if not build.num_gpus:

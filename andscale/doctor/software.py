@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from andscale.doctor.finding import Finding, ask, ok, one_line, problem, warning
+from andscale.spelling import make_env
 
 LEAST_PYTHON = (3, 11)
 LEAST = {
@@ -39,7 +40,7 @@ def check_python() -> Finding:
     """The interpreter's version."""
     text = f"{platform.python_version()} at {sys.executable}"
     if sys.version_info < LEAST_PYTHON:
-        return problem("Python", text, "use Python 3.11 or later: make env")
+        return problem("Python", text, f"use Python 3.11 or later{make_env(': ')}")
     return ok("Python", text)
 
 
@@ -62,7 +63,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def _install(package: str) -> str:
-    return f"pip install '{package}>={LEAST[package]}', or make env"
+    return f"pip install '{package}>={LEAST[package]}'{make_env(', or ')}"
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -98,7 +99,9 @@ def judge_gpus(seen: int, listed: int, driver: list[str], built_for: str | None)
     if seen and not listed:
         return ok("GPUs", f"{seen} (nvidia-smi does not answer)")
     if not built_for:
-        return problem("GPUs", f"{listed} here, but torch is built for the CPU", "install torch for CUDA: make env")
+        return problem(
+            "GPUs", f"{listed} here, but torch is built for the CPU", f"install torch for CUDA{make_env(': ')}"
+        )
     fix = f"look at CUDA_VISIBLE_DEVICES, and whether driver {', '.join(driver)} runs CUDA {built_for}"
     if seen:
         return warning("GPUs", f"torch sees {seen} of {listed}", fix)

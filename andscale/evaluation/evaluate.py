@@ -18,6 +18,7 @@ from andscale.errors import RunError, UsageError
 from andscale.evaluation.embed import embed_rows, gather_rows, share_of_rank
 from andscale.evaluation.knn import weighted_knn
 from andscale.evaluation.linear import LinearTask, check_shares, linear_accuracies, num_classes
+from andscale.evaluation.purity import neighbour_purity
 from andscale.evaluation.ranking import accuracies
 from andscale.evaluation.record import FILE_NAME, KIND, describe, linear_settings, settings_record
 from andscale.metrics import Progress
@@ -110,6 +111,9 @@ def measure(job: Evaluation) -> tuple[dict[str, Any], dict[str, Any]]:
     train = _memory(job) if settings.features == "memory" else embed_training_split(job, network)
     knn, knn_figures = measure_knn(job, network, train, sorted({*REPORTED_K, settings.num_neighbours}))
     figures |= knn_figures
+    if settings.purity_neighbours:
+        rows = share_of_rank(len(train), settings.batch_size, job.world.rank, job.world.world_size)
+        result["purity"] = neighbour_purity(train, readers["train"].catalogue.labels, rows, settings.purity_neighbours)
     del train
     result["accuracy"] = knn[str(settings.num_neighbours)]["top1"]
     result["precision"] = _precision(job.device)

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
+from andscale.config_file import packaged_configs
 from andscale.data.prepare import PrepareOptions, prepare
 from andscale.errors import SourceUnavailableError
 from andscale.orchestration.launch import LaunchRequest, launch
 
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _ROUNDS = range(3)
 
 
@@ -31,4 +31,4 @@ def run_demo(folder: Path | None) -> None:
             flush=True,
         )
         prepare("digits", None, Path("data/digits"), PrepareOptions())
-    launch(LaunchRequest(rounds=_ROUNDS, config=_CONFIGS / f"{name}.toml", cluster="local"))
+    launch(LaunchRequest(rounds=_ROUNDS, config=packaged_configs()[name], cluster="local"))

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from andscale.config import TIMM_PREFIX, RunConfig
@@ -45,6 +46,10 @@ def data_set_of(config: RunConfig) -> tuple[Path | str, str]:
             f"method.num_neighbours = {config.method.num_neighbours}, but {root} has {num_samples} training images: "
             f"k must be at most {num_samples - 1}"
         )
+    if config.method.name == "deepcluster":
+        from andscale.training.deepcluster import check_num_clusters
+
+        check_num_clusters(config, num_samples)
     if config.method.name == "supervised":
         from andscale.data.shards import load_catalogue
         from andscale.training.supervised import training_labels
@@ -59,3 +64,9 @@ def check_network(config: RunConfig) -> None:
         from andscale.training.timm_backbones import check_timm
 
         check_timm(config.model.backbone.removeprefix(TIMM_PREFIX), config.data.image_size)
+
+
+def check_faiss() -> None:
+    """Raise UsageError where there is no FAISS, before hours of training: the steps behind it need one."""
+    if find_spec("faiss") is None:
+        raise UsageError("a run needs FAISS, which is not here: install andscale[cpu], andscale[gpu] or andscale[cuvs]")

@@ -139,9 +139,10 @@ def run_step(run: Path, step: Step, world: World, signals: StopSignals, resource
 
                 write_index_events(run, step.round_number)
         case "train":
+            from andscale.indexing.kmeans import cluster_features
             from andscale.training.loop import train_round
 
-            train_round(run, step.round_number, world, signals, resources)
+            train_round(run, step.round_number, world, signals, resources, cluster_features)
         case "evaluate":
             from andscale.evaluation.evaluate import evaluate_round
 

@@ -9,11 +9,12 @@ from andscale.config import MethodConfig, RunConfig
 from andscale.config_file import apply_overrides, build_config, load_config
 from andscale.errors import RunError, UsageError
 from andscale.orchestration.follow import follow
-from andscale.orchestration.founding import check_network, data_set_of, held_run
+from andscale.orchestration.founding import check_faiss, check_network, data_set_of, held_run
 from andscale.orchestration.holding import Hold
 from andscale.orchestration.records import read_job_record
 from andscale.orchestration.repair import find_stale, find_unfit, move_aside, refuse_damage
 from andscale.orchestration.steps import Step, is_done, next_round, pending_steps, prerequisites, steps_of_round
+from andscale.spelling import spelt
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import load_run, refuse_foreign, refuse_other_config
 
@@ -104,6 +105,7 @@ def open_run(root: Path, request: LaunchRequest) -> RunConfig:
         config = load_config(request.config, list(request.overrides))
         data_set_of(config)
         check_network(config)
+        check_faiss()
         return config
     record = load_run(root)
     if request.config is not None:
@@ -155,7 +157,7 @@ def resolve_run(run: Path | None) -> Path:
         return run
     found = sorted(RUNS.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UsageError(f"there is no run below {RUNS}/: start one with jobs/launch_round.py --config, or name --run")
+        raise UsageError(f"there is no run below {RUNS}/: start one with {spelt('launch')} --config, or name --run")
     if len(found) > 1:
         print(f"the newest run: {found[-1].parent}", file=sys.stderr)
     return found[-1].parent

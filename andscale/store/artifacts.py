@@ -10,14 +10,12 @@ import glob
 import json
 import secrets
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from andscale.store.files import (
     write_file,
 )
 from andscale.store.manifest_check import check_files
+from andscale.store.provenance import source_commit
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -272,23 +271,6 @@ def verify_file(path: Path, num_bytes: int, blake3: str) -> None:
     check_size(path, num_bytes)
     if hash_file(path) != blake3:
         raise RunError(f"{path} does not have the hash of its record: it is damaged")
-
-
-@cache
-def source_commit() -> str | None:
-    """The git commit of the code that runs, ``+changes`` when the work tree differs; None outside a checkout."""
-    package = Path(__file__).resolve().parent
-    try:
-        top = subprocess.run(
-            ["git", "-C", str(package), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return top.stdout.strip() or None
 
 
 def check_size(path: Path, num_bytes: int) -> None:

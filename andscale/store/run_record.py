@@ -10,8 +10,8 @@ from typing import Any
 from andscale.config import RunConfig
 from andscale.config_file import build_config, config_differences, migrate
 from andscale.errors import UsageError
-from andscale.store.artifacts import source_commit
 from andscale.store.files import as_place, check_writable, parse_json, read_record_bytes, write_file
+from andscale.store.provenance import source_commit
 from andscale.store.run_layout import RunLayout
 
 FORMAT_VERSION = 1

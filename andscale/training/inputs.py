@@ -9,6 +9,7 @@ from torch import Tensor
 
 from andscale.config import MethodConfig
 from andscale.errors import RunError, UsageError
+from andscale.spelling import spelt
 from andscale.store import artifacts
 from andscale.store.features import read_features
 from andscale.store.neighbourhoods import NeighbourhoodTable, read_table
@@ -48,7 +49,7 @@ def check_inputs_exist(layout: RunLayout, round_number: int, method: MethodConfi
             raise UsageError(f"round {before.number} has no {what}: run --round {before.number} first")
     if method.finds_neighbours and not artifacts.is_complete(current.neighbourhoods):
         raise UsageError(
-            f"round {round_number} has no neighbourhoods: run jobs/rebuild_index.py --round {round_number} first"
+            f"round {round_number} has no neighbourhoods: run {spelt('rebuild')} --round {round_number} first"
         )
 
 

@@ -20,6 +20,7 @@ from andscale.store.run_layout import RoundLayout, RunLayout
 from andscale.store.run_record import load_run
 from andscale.training.backbones import save_model
 from andscale.training.checkpoint import Position, load_checkpoint, publish_from_ranks, save_checkpoint, write_memory
+from andscale.training.deepcluster import Clustering
 from andscale.training.finite_check import CheckedStep
 from andscale.training.inputs import MODEL_KIND, check_inputs_exist, load_inputs
 from andscale.training.methods import make_loss
@@ -35,16 +36,17 @@ def train_round(
     world: World,
     signals: StopSignals | None = None,
     resources: ResourcesConfig | None = None,
+    clustering: Clustering | None = None,
 ) -> None:
     """Train one round and publish its memory and model; goes on from the newest checkpoint.
 
     Args:
         run: the run's folder.
-        round_number: r; rounds >= 1 need the memory and model of round r - 1, and the neighbourhoods of round r where
-            the method has them.
+        round_number: r; rounds >= 1 need what round r - 1 left, and the neighbourhoods of round r if there are any.
         world: this rank.
         signals: of a caller who listens already.
         resources: of this launch; None: those that the run was started with.
+        clustering: what ``deepcluster`` clusters features with.
 
     Raises:
         UsageError: an input is missing. RunError: an input is damaged, a loss is not finite. StoppedError: a signal
@@ -80,7 +82,8 @@ def train_round(
             boundary.saved(f"round {round_number}, epoch {state.position.epoch}, step {state.position.step}")
 
         if state.position.epoch < num_epochs:
-            step = TrainingStep(state, make_loss(config, inputs.members, state.memory, reader), config, world, device)
+            loss = make_loss(config, inputs.members, state, reader, (world, clustering))
+            step = TrainingStep(state, loss, config, world, device)
         for epoch in range(state.position.epoch, num_epochs):
             figures = train_epoch(step, reader, config, (world, round_number), (boundary, save))
             log.write(round=round_number, epoch=epoch, **figures)
@@ -106,8 +109,10 @@ def train_epoch(
         at_boundary: decides between two steps, and what is called when it decides to save.
     """
     (world, round_number), (boundary, save), state = where, at_boundary, step.state
-    state.module.train()
     size, epoch, begin = config.optim.global_batch_size, state.position.epoch, state.position
+    if not begin.step:
+        step.loss.begin_epoch((round_number, epoch))
+    state.module.train()
     bounds = batch_bounds(reader.num_samples, size)
     num_steps, clock = len(bounds), PartClock(reader.device, len(bounds))
     loss_sum, heard_of = begin.loss_sum, begin.num_samples

@@ -8,14 +8,17 @@ from torch import Tensor
 
 from andscale.config import MethodConfig, RunConfig
 from andscale.data.reader import Batch, SplitReader
+from andscale.distributed import World
+from andscale.training.deepcluster import ClusteredModule, Clustering, DeepClusterLoss
 from andscale.training.embedding import EmbeddingNetwork
 from andscale.training.memory_bank import MemoryBank
+from andscale.training.nat import NoiseLoss
 from andscale.training.objective import ObjectiveOptions, ObjectiveResult, batch_objective
-from andscale.training.step import BatchLoss, TrainedModule
+from andscale.training.step import BatchLoss, TrainedModule, TrainState
 
 
 @dataclass(frozen=True)
-class NeighbourhoodLoss:
+class NeighbourhoodLoss(BatchLoss):
     """Eq 2 and 7: instances alone, anchors with their neighbourhood.
 
     Attributes:
@@ -42,39 +45,41 @@ class NeighbourhoodLoss:
 
 
 def make_module(network: EmbeddingNetwork, config: RunConfig, reader: SplitReader) -> TrainedModule:
-    """What is trained: the network, for the supervised baseline with a classifier on top."""
-    if config.method.name == "supervised":
-        from andscale.training.supervised import ClassifiedModule, training_labels
+    """What is trained: the network, for the baselines that classify with a classifier on top."""
+    match config.method.name:
+        case "supervised":
+            from andscale.training.supervised import ClassifiedModule, training_labels
 
-        return ClassifiedModule(network, config, num_classes=int(training_labels(reader.catalogue).max()) + 1)
-    return TrainedModule(network, config.optim.precision)
-
-
-def make_loss(config: RunConfig, members: Tensor, memory: MemoryBank, reader: SplitReader) -> BatchLoss:
-    """The loss of a batch."""
-    if config.method.name == "supervised":
-        from andscale.training.supervised import SupervisedLoss, training_labels
-
-        return SupervisedLoss(torch.from_numpy(training_labels(reader.catalogue)).to(reader.device))
-    options = ObjectiveOptions.from_config(config.method, config.seed)
-    return NeighbourhoodLoss(members.to(reader.device), memory, config.method, options)
+            return ClassifiedModule(network, config, num_classes=int(training_labels(reader.catalogue).max()) + 1)
+        case "deepcluster":
+            return ClusteredModule(network, config, reader.num_samples)
+        case _:
+            return TrainedModule(network, config.optim.precision)
 
 
-@torch.inference_mode()
-def random_features(network: EmbeddingNetwork, reader: SplitReader, rows: range, batch_size: int) -> Tensor:
-    """Features of a network that was not trained, with the evaluation transform: what its memory starts from.
+def make_loss(
+    config: RunConfig, members: Tensor, state: TrainState, reader: SplitReader, ranks: tuple[World, Clustering | None]
+) -> BatchLoss:
+    """The loss of a batch.
 
     Args:
-        network: on the reader's device.
+        config: of the run.
+        members: (N, k + 1) int64, see RoundInputs.
+        state: what is trained.
         reader: the training split.
-        rows: consecutive sample ids.
-        batch_size: images at a time.
-
-    Returns:
-        (len(rows), D) float32, unit length.
+        ranks: this rank, and for ``deepcluster`` what clusters features.
     """
-    network.eval()
-    parts = [
-        network(images.contiguous(memory_format=torch.channels_last)) for images in reader.in_order(batch_size, rows)
-    ]
-    return torch.cat(parts)
+    match config.method.name:
+        case "supervised":
+            from andscale.training.supervised import SupervisedLoss, training_labels
+
+            return SupervisedLoss(torch.from_numpy(training_labels(reader.catalogue)).to(reader.device))
+        case "deepcluster":
+            world, clustering = ranks
+            assert clustering is not None, "the job gives a clustering"
+            return DeepClusterLoss(state, config, reader, world, clustering)
+        case "nat":
+            return NoiseLoss(state.memory, config.method)
+        case _:
+            options = ObjectiveOptions.from_config(config.method, config.seed)
+            return NeighbourhoodLoss(members.to(reader.device), state.memory, config.method, options)

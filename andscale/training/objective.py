@@ -137,7 +137,7 @@ def batch_objective(  # noqa: PLR0913 - a step's inputs, and how to compute
         losses += shift
     losses = losses[0] - losses[1]
 
-    first = _start_of_this_rank(counts)
+    first = start_of_this_rank(counts)
     mine = slice(first, first + len(features))
     means = sums[:, mine, 1:] / sums[:, mine, :1]
     weight = len(counts) / len(losses)
@@ -259,7 +259,8 @@ def _weights(scores: Tensor, shift: Tensor | None) -> Tensor:
     return scores.exp_() if shift is None else scores.sub_(shift[:, None]).exp_()
 
 
-def _start_of_this_rank(counts: list[int]) -> int:
+def start_of_this_rank(counts: list[int]) -> int:
+    """Where this rank's share begins in a batch gathered in rank order."""
     import torch.distributed as dist
 
     rank = dist.get_rank() if dist.is_initialized() else 0

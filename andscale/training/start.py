@@ -14,9 +14,10 @@ from andscale.store.run_layout import RoundLayout
 from andscale.store.run_record import RunRecord
 from andscale.training.backbones import build_backbone, load_weights
 from andscale.training.checkpoint import Checkpoint
+from andscale.training.evaluation_features import evaluation_features
 from andscale.training.inputs import RoundInputs
 from andscale.training.memory_bank import MemoryBank, initial_rows, rows_of_rank
-from andscale.training.methods import make_module, random_features
+from andscale.training.methods import make_module
 from andscale.training.step import TrainState, make_optimizer
 from andscale.training.sync_batchnorm import convert_sync_batchnorm
 
@@ -60,7 +61,7 @@ def start(config: RunConfig, round_number: int, inputs: RoundInputs, reader: Spl
         convert_sync_batchnorm(network)
     rows = rows_of_rank(reader.num_samples, world.rank, world.world_size)
     if not config.method.trains(round_number):
-        values = random_features(network, reader, rows, config.evaluation.batch_size)
+        values = evaluation_features(network, reader, rows, config.evaluation.batch_size)
     elif inputs.memory is None:
         values = torch.from_numpy(initial_rows(rows, config.model.feature_dim, config.seed))
     else:

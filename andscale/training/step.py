@@ -24,8 +24,19 @@ from andscale.training.part_clock import PartClock
 
 _BUCKET_MB = 25
 
-BatchLoss = Callable[[Any, Batch, tuple[int, int]], ObjectiveResult]
-"""(what the trained module gave, the batch, its round and epoch) -> loss and gathered features; see methods.py."""
+
+class BatchLoss:
+    """What a method trains by; see methods.py."""
+
+    def begin_epoch(self, where: tuple[int, int]) -> None:
+        """Prepare an epoch (round and epoch), before its first step; not called where one goes on from its middle.
+
+        What is prepared and needed until the epoch's end belongs into the trained module's state, or the memory.
+        """
+
+    def __call__(self, outputs: Any, batch: Batch, where: tuple[int, int]) -> ObjectiveResult:
+        """What the trained module gave, the batch, its round and epoch -> loss and gathered features."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -121,7 +132,7 @@ class TrainingStep:
         optimizer.step()
         ids = torch.cat([result.sample_ids for _, result in results])
         features = torch.cat([result.features for _, result in results])
-        self.state.memory.update(ids, features, self.config.method.memory_momentum, admitted)
+        self.state.memory.update(ids, features, self.config.method.update_momentum, admitted)
         clock.mark("optimizer")
 
     def _averaging(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from andscale.distributed import all_gather_rows, all_reduce_sum
 from andscale.errors import UsageError
 from andscale.training.embedding import EmbeddingNetwork
 from andscale.training.objective import ObjectiveResult
-from andscale.training.step import TrainedModule
+from andscale.training.step import BatchLoss, TrainedModule
 
 
 def training_labels(catalogue: Catalogue) -> np.ndarray:
@@ -58,7 +58,7 @@ class ClassifiedModule(TrainedModule):
 
 
 @dataclass(frozen=True)
-class SupervisedLoss:
+class SupervisedLoss(BatchLoss):
     """Mean cross-entropy over the global batch.
 
     Attributes:

@@ -60,7 +60,7 @@ def test_the_sbatch_script_is_as_recorded(kind):
 def test_a_whole_run_on_a_real_slurm_equals_the_one_on_this_machine(slurm, tmp_path, digits):
     for name in ("local", "slurm"):
         (tmp_path / name).mkdir()
-    config = write_config(tmp_path, digits)
+    config = write_config(tmp_path, digits, 2)
     # three blocks of samples: the index job's two nodes share them
     arguments = ("--rounds", "0-1", "--config", config, "--set", "data.max_train_samples=1100")
     two_nodes = ("--set", "resources.index_num_nodes=2")

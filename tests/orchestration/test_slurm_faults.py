@@ -49,15 +49,13 @@ def _is_back(slurm, node):
 @pytest.mark.timeout(1200)  # cores that other tests use too
 @pytest.mark.slurm
 def test_a_chain_that_is_preempted_loses_a_node_and_its_controller_ends_like_one_that_was_left_alone(
-    slurm, tmp_path, digits
+    slurm, tmp_path, digits, undisturbed
 ):
-    for name in ("quiet", "hit"):
-        (tmp_path / name).mkdir()
     config = write_config(tmp_path, digits)
-    arguments = ("--rounds", "0-1", "--config", config, "--set", "optim.num_epochs=12")
+    arguments = ("--rounds", "0-1", "--config", config, "--set", "optim.num_epochs=15")
     partition = ("--set", "slurm.partition=low")
-    run_command(*arguments, *partition, cwd=tmp_path / "hit", env=slurm.environment)
-    layout = RunLayout(tmp_path / "hit" / "runs" / "tiny")
+    run_command(*arguments, *partition, cwd=tmp_path, env=slurm.environment)
+    layout = RunLayout(tmp_path / "runs" / "tiny")
 
     # preempted in round 0 by a job that wants both nodes
     wait_for(lambda: _has_trained(layout, 0, 2), "round 0 to train", 120)
@@ -83,9 +81,8 @@ def test_a_chain_that_is_preempted_loses_a_node_and_its_controller_ends_like_one
     wait_for(lambda: not _live(slurm) or _is_held(slurm), "the chain to end, or to be held", 480)
     if _is_held(slurm):  # Slurm started the job anew on the node that had not forgotten it: the same command again
         print("held after a failed start")
-        run_command(*arguments, *partition, cwd=tmp_path / "hit", env=slurm.environment)
+        run_command(*arguments, *partition, cwd=tmp_path, env=slurm.environment)
         slurm.wait_until_empty(timeout_s=480)
     for step in (Step("train", 0), Step("evaluate", 1)):
         assert _job(slurm, f"{step.kind}-{step.round_number}")[2] == "COMPLETED"
-    run_command(*arguments, "--cluster", "local", cwd=tmp_path / "quiet")
-    assert_same_run(tmp_path / "quiet" / "runs" / "tiny", layout.root, (0, 1))
+    assert_same_run(undisturbed(15).root, layout.root, (0, 1))

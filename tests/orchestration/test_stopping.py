@@ -30,11 +30,9 @@ def _arguments(folder, digits, *, epochs=15, **resources):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, digits):
-    """A round on two ranks that nothing disturbed; read only."""
-    folder = tmp_path_factory.mktemp("whole")
-    run_command(*_arguments(folder, digits), cwd=folder)
-    return RunLayout(folder / "runs" / "tiny")
+def whole(undisturbed):
+    """A run of as many epochs on two ranks that nothing disturbed; read only."""
+    return RunLayout(undisturbed(15).root)
 
 
 class _Launched:

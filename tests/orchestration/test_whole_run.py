@@ -21,11 +21,10 @@ LOCAL = ("--cluster", "local")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, digits):
+def finished(undisturbed):
     """A folder with a whole run of two rounds on two ranks; read only. And what the launch printed."""
-    folder = tmp_path_factory.mktemp('whole run\'s "folder"')  # a name with a space and quotes
-    output = run_command("--rounds", "0-1", "--config", write_config(folder, digits), *LOCAL, cwd=folder)
-    return folder, output
+    run = undisturbed(3)
+    return run.folder, run.output
 
 
 def test_a_whole_run_leaves_every_artefact_complete_and_verified(finished):

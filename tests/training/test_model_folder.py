@@ -199,7 +199,7 @@ DAMAGES = {
     "no object": (lambda f: (f / "config.json").write_text("[1]"), False, "config.json is no record"),
     "another format": (_edit(format="x"), False, "config.json is no record .*format"),
     "a later version": (_edit(format_version=2), False, "format_version.*or of another version"),
-    "another crop": (_edit(crop__fraction=0.5), False, "asks for a crop of 0.5: read it with andscale 0.1.0"),
+    "another crop": (_edit(crop__fraction=0.5), False, f"read it with andscale {andscale.__version__}"),
     "no deviation": (_edit(std=[0.2, 0.0, 0.2]), False, "std.1"),
     "nan": (_edit(mean=[0.2, float("nan"), 0.2]), False, "mean.1"),
     "a huge input": (_edit(image_size=10**9), False, "image_size"),
