@@ -101,7 +101,7 @@ def migrate(values: dict[str, Any]) -> dict[str, Any]:
 
 def config_differences(old: RunConfig, new: RunConfig) -> list[str]:
     """``section.key: old -> new`` for every setting that decides the results and differs."""
-    before, after = _flatten(old.scientific_record()), _flatten(new.scientific_record())
+    before, after = flatten(old.scientific_record()), flatten(new.scientific_record())
     return [
         f"{key}: {_show(before.get(key))} -> {_show(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
@@ -118,10 +118,11 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as ``section.key`` -> value."""
     flat: dict[str, Any] = {}
     for key, value in record.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 

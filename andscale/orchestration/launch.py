@@ -3,21 +3,20 @@
 import socket
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from andscale.config import TIMM_PREFIX, MethodConfig, RunConfig
+from andscale.config import MethodConfig, RunConfig
 from andscale.config_file import apply_overrides, build_config, load_config
 from andscale.errors import RunError, UsageError
 from andscale.orchestration.follow import follow
-from andscale.orchestration.holding import Hold, hold_run
+from andscale.orchestration.founding import check_faiss, check_network, data_set_of, held_run
+from andscale.orchestration.holding import Hold
 from andscale.orchestration.records import read_job_record
 from andscale.orchestration.repair import find_stale, find_unfit, move_aside, refuse_damage
 from andscale.orchestration.steps import Step, is_done, next_round, pending_steps, prerequisites, steps_of_round
 from andscale.spelling import spelt
-from andscale.store.files import as_place, check_writable
 from andscale.store.run_layout import RunLayout
-from andscale.store.run_record import create_run, load_run, refuse_foreign, refuse_other_config
+from andscale.store.run_record import load_run, refuse_foreign, refuse_other_config
 
 RUNS = Path("runs")
 CLUSTERS = ("auto", "slurm", "local")
@@ -45,10 +44,7 @@ def launch(request: LaunchRequest) -> None:
     """
     if request.cluster not in CLUSTERS:
         raise UsageError(f"--cluster {request.cluster!r}: choose one of {', '.join(CLUSTERS)}")
-    root = request.run or _default_run(request.config)
-    if {"%", "\n"} & set(str(root.resolve())):
-        # submitit and Slurm replace %j, %t and the like anywhere in a log's path
-        raise UsageError(f"{root.resolve()}: the path of a run cannot have '%' or a line break in it")
+    root = run_root(request)
     config = open_run(root, request)
     layout = RunLayout(root)
     rounds = _rounds(request, layout, config.method)
@@ -63,15 +59,9 @@ def launch(request: LaunchRequest) -> None:
     cluster = choose_cluster(request.cluster)
     if cluster == "local" and max(config.resources.num_nodes, config.resources.index_num_nodes) > 1:
         raise UsageError("resources.num_nodes or index_num_nodes is above 1: a run on this machine alone has one node")
-    check_writable(root)
-    root.mkdir(parents=True, exist_ok=True)
     look = find_unfit
     while True:
-        with hold_run(layout) as hold:
-            if not layout.record.exists():
-                create_run(root, config, *_data_set(config))
-            # another launcher may have been at work until now
-            refuse_other_config(root, load_run(root).config, config)
+        with held_run(root, config) as hold:
             if request.rebuild:
                 for step, why in look(layout, rounds, config.method).items():
                     move_aside(layout, step, why)
@@ -88,6 +78,19 @@ def launch(request: LaunchRequest) -> None:
     _report(layout, rounds)
 
 
+def run_root(request: LaunchRequest) -> Path:
+    """The folder of the run that a request is for.
+
+    Raises:
+        UsageError: none is named and there is none, or its path has a character that logs' paths cannot have.
+    """
+    root = request.run or _default_run(request.config)
+    if {"%", "\n"} & set(str(root.resolve())):
+        # submitit and Slurm replace %j, %t and the like anywhere in a log's path
+        raise UsageError(f"{root.resolve()}: the path of a run cannot have '%' or a line break in it")
+    return root
+
+
 def open_run(root: Path, request: LaunchRequest) -> RunConfig:
     """The config of this launch: the run's recorded one with this launch's resources, or a new run's.
 
@@ -100,9 +103,9 @@ def open_run(root: Path, request: LaunchRequest) -> RunConfig:
         assert request.config is not None
         refuse_foreign(root)
         config = load_config(request.config, list(request.overrides))
-        _data_set(config)
-        _check_network(config)
-        _check_faiss()
+        data_set_of(config)
+        check_network(config)
+        check_faiss()
         return config
     record = load_run(root)
     if request.config is not None:
@@ -194,48 +197,6 @@ def _rounds(request: LaunchRequest, layout: RunLayout, method: MethodConfig) -> 
 
 def _default_run(config: Path | None) -> Path:
     return resolve_run(None) if config is None else RUNS / config.stem
-
-
-def _data_set(config: RunConfig) -> tuple[Path | str, str]:
-    """The prepared data set's folder or URL, and its fingerprint.
-
-    Raises:
-        UsageError: it is not one, or it is too small for the config.
-    """
-    from andscale.data.shards import open_dataset
-
-    root = as_place(config.data.dataset)
-    dataset = open_dataset(root)
-    num_samples = min(dataset.splits["train"].num_samples, config.data.max_train_samples or 2**62)
-    if config.method.num_neighbours >= num_samples:
-        raise UsageError(
-            f"method.num_neighbours = {config.method.num_neighbours}, but {root} has {num_samples} training images: "
-            f"k must be at most {num_samples - 1}"
-        )
-    if config.method.name == "deepcluster":
-        from andscale.training.deepcluster import check_num_clusters
-
-        check_num_clusters(config, num_samples)
-    if config.method.name == "supervised":
-        from andscale.data.shards import load_catalogue
-        from andscale.training.supervised import training_labels
-
-        training_labels(load_catalogue(dataset, "train", config.data.max_train_samples))
-    return root, dataset.fingerprint
-
-
-def _check_network(config: RunConfig) -> None:
-    """Raise UsageError when timm lacks the network, or it does not take the images; the config checks our own."""
-    if config.model.backbone.startswith(TIMM_PREFIX):
-        from andscale.training.timm_backbones import check_timm
-
-        check_timm(config.model.backbone.removeprefix(TIMM_PREFIX), config.data.image_size)
-
-
-def _check_faiss() -> None:
-    """Raise UsageError where there is no FAISS, before hours of training: the steps behind it need one."""
-    if find_spec("faiss") is None:
-        raise UsageError("a run needs FAISS, which is not here: install andscale[cpu], andscale[gpu] or andscale[cuvs]")
 
 
 def _act(layout: RunLayout, rounds: range, config: RunConfig, cluster: str, hold: Hold) -> None:
