@@ -11,7 +11,7 @@ from andscale.data.published import PUBLISHED
 from andscale.data.sources import SOURCES
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
-PAPER = sorted(path for path in FOLDER.glob("*.toml") if not path.stem.endswith("_demo"))
+PAPER = sorted(path for path in FOLDER.glob("*.toml") if not path.stem.endswith(("_demo", "_comparison")))
 ROWS = {
     *((source, network) for source in ("cifar10", "cifar100", "svhn") for network in ("alexnet", "resnet18")),
     ("cifar10", "resnet101"),
