@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from andscale.audit.round_figures import rounds_table
 from andscale.config_resources import ResourcesConfig
 from andscale.errors import RunError
 from andscale.evaluation.record import read_evaluation
@@ -15,6 +16,9 @@ from andscale.store import artifacts
 from andscale.store.files import write_file
 from andscale.store.run_layout import RunLayout
 
+_ACCURACY = "Top-1 accuracy in percent after the last round"
+_ANCHORS = "Percent of a round's anchors, consistent where all of their neighbours have the anchor's label"
+
 
 def collect(plan: Plan) -> dict[str, Any]:
     """Every value of a table whose runs are all complete, as plain JSON values.
@@ -23,8 +27,8 @@ def collect(plan: Plan) -> dict[str, Any]:
         RunError: a run is not complete or damaged, or has no figure that the table has.
     """
     runs = planned_runs(plan)
-    rows = []
-    for arm in arms_of(plan):
+    rows = _rounds(plan, runs) if plan.table.per_round else []
+    for arm in () if plan.table.per_round else arms_of(plan):
         mine = [run for run in runs if run.arm == arm]
         found = [_figures(run, plan.table.columns) for run in mine]
         cells = {c.heading: [values[c.heading] for values in found] for c in plan.table.columns}
@@ -45,6 +49,7 @@ def collect(plan: Plan) -> dict[str, Any]:
     return {
         "table": plan.table.name,
         "title": plan.table.title,
+        "what": _ANCHORS if plan.table.per_round else _ACCURACY,
         "scale": plan.scale,
         "seeds": plan.seeds,
         "settings": list(plan.overrides),
@@ -74,15 +79,18 @@ def markdown(record: dict[str, Any], command: str) -> str:
     lines += [_row([row["label"], *(c for n in headings for c in _cells(row, n))]) for row in record["rows"]]
     sources = sorted({source for row in record["rows"] for _, source in row["published"].values()})
     seeds = f"{record['seeds']} seeds" if record["seeds"] > 1 else "1 seed, so without a spread"
-    lines += ["", f"Top-1 accuracy in percent after the last round; mean ± standard deviation over {seeds}."]
+    lines += ["", f"{record['what']}; mean ± standard deviation over {seeds}."]
     lines += [f"Published: {'; '.join(sources)}." if sources else "Published numbers: not at hand.", ""]
     lines += [
         f"- Command: `{command}`",
         f"- {record['rank'].capitalize()} hours: {record['rank_hours']:.2f}, a shared round 0 counted once",
         f"- Commits: {', '.join(record['commits'])}",
     ]
+    seen: dict[str, str] = {}
     for row in record["rows"]:
-        lines += [f"- {row['label']}, seed {r['seed']}: `{r['run']}`, config {r['config_hash']}" for r in row["runs"]]
+        for r in row["runs"]:
+            seen.setdefault(f"seed {r['seed']}: `{r['run']}`, config {r['config_hash']}", row["label"])
+    lines += [f"- {label}, {run}" for run, label in seen.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -115,6 +123,29 @@ def _figures(run: PlannedRun, columns: tuple[Column, ...]) -> dict[str, float]:
             raise RunError(f"{folder} has no {'.'.join(column.keys)}, which column {column.heading!r} shows")
         values[column.heading] = 100 * value
     return values
+
+
+def _rounds(plan: Plan, runs: list[PlannedRun]) -> list[dict[str, Any]]:
+    """A row for each round that has anchors: shares of consistent and inconsistent ones (the paper's figure 6)."""
+    for run in runs:
+        _manifests(run)  # a run that is not complete is named
+    tables = [rounds_table(run.root) for run in runs]
+    rows = []
+    for rounds in zip(*tables, strict=True):
+        unlabelled = [run.root for run, r in zip(runs, rounds, strict=True) if r["consistent"] is None]
+        if unlabelled:
+            raise RunError(f"{unlabelled[0]}: its samples have no labels, so no anchor is known to be consistent")
+        values = {c.heading: [100 * r[c.heading] / r["num_anchors"] for r in rounds] for c in plan.table.columns}
+        rows.append(
+            {
+                "label": f"round {rounds[0]['round']}",
+                "values": values,
+                "published": {},
+                "stand_in": stand_in(plan.table.arms[0]) if plan.scale == "smoke" else None,
+                "runs": [_run_record(run) for run in runs],
+            }
+        )
+    return rows
 
 
 def _run_record(run: PlannedRun) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class Table:
     arms: tuple[Arm, ...]
     smoke: tuple[str, ...] = ("method.num_rounds=2", "optim.num_epochs=4")
     """Settings of every arm at the small scale."""
+    per_round: bool = False
+    """Rows are the rounds of the only arm, and the figures those of the audit of their anchors."""
 
 
 KNN = Column("kNN", ("accuracy",))
@@ -139,7 +141,10 @@ def _ablations() -> tuple[Table, ...]:
     rounds = [arm(f"R = {r}", f"method.num_rounds={r}") for r in (1, 2, 4, 8)]
     lengths = (epochs(50, 20, 10, 2), epochs(100, 40, 20, 4), epochs(200, 80, 40, 8))
     where = "CIFAR-10, ResNet-18"
+    anchors = (Column("consistent", ("consistent",)), Column("inconsistent", ("inconsistent",)))
+    four = ("method.num_rounds=4", "optim.num_epochs=4")
     return (
+        Table("figure6", f"Anchors of each round, {where}", anchors, (arm("AND"),), four, per_round=True),
         Table("table5", f"Initialisation, {where}", (KNN,), starts),
         Table("table6", f"One-off discovery and curriculum, {where}", (KNN,), orders),
         Table("figure4", f"Neighbourhood size, {where}", (KNN,), tuple(sizes)),

@@ -11,6 +11,7 @@ from golden import assert_golden
 RECORD = {
     "table": "table6",
     "title": "One-off discovery and curriculum",
+    "what": "Top-1 accuracy in percent after the last round",
     "scale": "smoke",
     "seeds": 2,
     "settings": [],
