@@ -9,6 +9,7 @@ import typer
 from andscale.cli_audit import inspect_neighbours
 from andscale.cli_launch import RunOption, cancel_run, launch_round, show_status
 from andscale.cli_maps import draw_attention, draw_map
+from andscale.cli_reproduce import reproduce_table
 from andscale.cli_serve import serve_neighbourhoods
 from andscale.errors import AndscaleError, UsageError
 from andscale.spelling import spell_all
@@ -50,6 +51,7 @@ status_command = app.command("status")(show_status)
 cancel_command = app.command("cancel")(cancel_run)
 inspect_command = app.command("inspect")(inspect_neighbours)
 serve_command = app.command("serve")(serve_neighbourhoods)
+reproduce_command = app.command("reproduce")(reproduce_table)
 attention_command, map_command = app.command("attention")(draw_attention), app.command("map")(draw_map)
 
 

@@ -18,6 +18,7 @@ DOORS = {
     "discover": "tools/discover.py",
     "export": "tools/export_onnx.py",
     "prepare": "tools/prepare_shards.py",
+    "reproduce": "tools/reproduce.py",
     "doctor": "tools/doctor.py",
     "demo": "tools/demo.py",
 }

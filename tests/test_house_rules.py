@@ -19,7 +19,8 @@ LEVELS = [
     {"evaluation"},
     {"audit", "service"},
     {"orchestration", "doctor"},
-    {"cli", "cli_audit", "cli_launch", "cli_maps", "cli_serve", "client", "door", "__init__"},
+    {"reproduction"},
+    {"cli", "cli_audit", "cli_launch", "cli_maps", "cli_reproduce", "cli_serve", "client", "door", "__init__"},
 ]
 LIBRARIES = {
     "faiss": {"indexing", "evaluation"},

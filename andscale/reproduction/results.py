@@ -1,0 +1,208 @@
+"""What a table's runs measured, beside the published numbers: Markdown, a figure, JSON."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from andscale.audit.round_figures import rounds_table
+from andscale.config_resources import ResourcesConfig
+from andscale.errors import RunError
+from andscale.evaluation.record import read_evaluation
+from andscale.orchestration.steps import outputs, steps_of_round
+from andscale.reproduction.runs import Plan, PlannedRun, arms_of, planned_runs, stand_in
+from andscale.reproduction.tables import Column
+from andscale.store import artifacts
+from andscale.store.files import write_file
+from andscale.store.run_layout import RunLayout
+
+_ACCURACY = "Top-1 accuracy in percent after the last round"
+_ANCHORS = "Percent of a round's anchors, consistent where all of their neighbours have the anchor's label"
+
+
+def collect(plan: Plan) -> dict[str, Any]:
+    """Every value of a table whose runs are all complete, as plain JSON values.
+
+    Raises:
+        RunError: a run is not complete or damaged, or has no figure that the table has.
+    """
+    runs = planned_runs(plan)
+    rows = _rounds(plan, runs) if plan.table.per_round else []
+    for arm in () if plan.table.per_round else arms_of(plan):
+        mine = [run for run in runs if run.arm == arm]
+        found = [_figures(run, plan.table.columns) for run in mine]
+        cells = {c.heading: [values[c.heading] for values in found] for c in plan.table.columns}
+        rows.append(
+            {
+                "label": arm.label,
+                "values": cells,
+                "published": {name: list(known) for name, known in arm.published.items()},
+                "stand_in": stand_in(arm) if plan.scale == "smoke" else None,
+                "runs": [_run_record(run) for run in mine],
+            }
+        )
+    by_root = {run.root: _device_seconds(run) for run in runs}  # a run that two rows share counts once
+    commits: set[str] = set()
+    for run in runs:
+        commits |= {m.commit or "unknown" for m in _manifests(run)}
+    on_gpus = any((run.config.resources.gpus_per_node or 0) > 0 for run in runs)
+    return {
+        "table": plan.table.name,
+        "title": plan.table.title,
+        "what": _ANCHORS if plan.table.per_round else _ACCURACY,
+        "scale": plan.scale,
+        "seeds": plan.seeds,
+        "settings": list(plan.overrides),
+        "left_out": [arm.label for arm in plan.table.arms if arm not in arms_of(plan)],
+        "rank_hours": sum(by_root.values()) / 3600,
+        "rank": "GPU" if on_gpus else "process",
+        "commits": sorted(commits),
+        "rows": rows,
+    }
+
+
+def markdown(record: dict[str, Any], command: str) -> str:
+    """The table as Markdown: percent, mean and standard deviation over seeds, published numbers beside."""
+    headings = list(record["rows"][0]["values"])
+    lines = [f"# {record['table']}: {record['title']}", ""]
+    if record["scale"] == "smoke":
+        used = sorted({row["stand_in"] for row in record["rows"]})
+        lines += [
+            f"**This is a smoke run, not a reproduction**: tiny settings on stand-ins ({', '.join(used)}) in place of "
+            "the data sets, and a small network where the network is not the point. It shows that the command works.",
+            "",
+        ]
+    if record["left_out"]:
+        lines += [f"Left out, as nothing stands in for their data: {', '.join(record['left_out'])}.", ""]
+    header = ["", *(text for name in headings for text in (name, "published"))]
+    lines += [_row(header), _row(["---", *(["---:"] * (len(header) - 1))])]
+    lines += [_row([row["label"], *(c for n in headings for c in _cells(row, n))]) for row in record["rows"]]
+    sources = sorted({source for row in record["rows"] for _, source in row["published"].values()})
+    seeds = f"{record['seeds']} seeds" if record["seeds"] > 1 else "1 seed, so without a spread"
+    lines += ["", f"{record['what']}; mean ± standard deviation over {seeds}."]
+    lines += [f"Published: {'; '.join(sources)}." if sources else "Published numbers: not at hand.", ""]
+    lines += [
+        f"- Command: `{command}`",
+        f"- {record['rank'].capitalize()} hours: {record['rank_hours']:.2f}, a shared round 0 counted once",
+        f"- Commits: {', '.join(record['commits'])}",
+    ]
+    seen: dict[str, str] = {}
+    for row in record["rows"]:
+        for r in row["runs"]:
+            seen.setdefault(f"seed {r['seed']}: `{r['run']}`, config {r['config_hash']}", row["label"])
+    lines += [f"- {label}, {run}" for run, label in seen.items()]
+    return "\n".join(lines) + "\n"
+
+
+def write_results(plan: Plan, out: Path, command: str) -> list[Path]:
+    """Write ``TABLE-SCALE.md``, ``.json`` and, where matplotlib is there, ``.svg``; returns what was written."""
+    record, stem = collect(plan), f"{plan.table.name}-{plan.scale}"
+    written = [out / f"{stem}.md", out / f"{stem}.json"]
+    write_file(written[0], markdown(record, command).encode())
+    write_file(written[1], (json.dumps(record | {"command": command}, indent=2) + "\n").encode())
+    try:
+        import matplotlib  # noqa: F401 - of the extra andscale[maps]
+    except ImportError:
+        print("no figure: matplotlib is not here, install andscale[maps]")
+        return written
+    written.append(out / f"{stem}.svg")
+    _draw(record, written[-1])
+    return written
+
+
+def _figures(run: PlannedRun, columns: tuple[Column, ...]) -> dict[str, float]:
+    """Heading -> percent, of the run's last round."""
+    folder = RunLayout(run.root).round(run.config.method.last_round).evaluation
+    evaluation, _ = read_evaluation(folder)
+    values = {}
+    for column in columns:
+        value: Any = evaluation
+        for key in column.keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, float):
+            raise RunError(f"{folder} has no {'.'.join(column.keys)}, which column {column.heading!r} shows")
+        values[column.heading] = 100 * value
+    return values
+
+
+def _rounds(plan: Plan, runs: list[PlannedRun]) -> list[dict[str, Any]]:
+    """A row for each round that has anchors: shares of consistent and inconsistent ones (the paper's figure 6)."""
+    for run in runs:
+        _manifests(run)  # a run that is not complete is named
+    tables = [rounds_table(run.root) for run in runs]
+    rows = []
+    for rounds in zip(*tables, strict=True):
+        unlabelled = [run.root for run, r in zip(runs, rounds, strict=True) if r["consistent"] is None]
+        if unlabelled:
+            raise RunError(f"{unlabelled[0]}: its samples have no labels, so no anchor is known to be consistent")
+        values = {c.heading: [100 * r[c.heading] / r["num_anchors"] for r in rounds] for c in plan.table.columns}
+        rows.append(
+            {
+                "label": f"round {rounds[0]['round']}",
+                "values": values,
+                "published": {},
+                "stand_in": stand_in(plan.table.arms[0]) if plan.scale == "smoke" else None,
+                "runs": [_run_record(run) for run in runs],
+            }
+        )
+    return rows
+
+
+def _run_record(run: PlannedRun) -> dict[str, Any]:
+    donor = None if run.donor is None else run.donor.name
+    return {"run": str(run.root), "seed": run.seed, "config_hash": run.config.digest(), "round_0_of": donor}
+
+
+def _manifests(run: PlannedRun) -> list[artifacts.Manifest]:
+    layout, method = RunLayout(run.root), run.config.method
+    steps = [step for number in range(method.last_round + 1) for step in steps_of_round(number, method)]
+    return [artifacts.load_manifest(layout.root / n, k) for step in steps for n, k in outputs(layout, step).items()]
+
+
+def _device_seconds(run: PlannedRun) -> float:
+    """Seconds of every step times its ranks; a step's artefacts are timed from its start, so the longest counts."""
+    layout, method, total = RunLayout(run.root), run.config.method, 0.0
+    for number in range(method.last_round + 1):
+        for step in steps_of_round(number, method):
+            made = [artifacts.load_manifest(layout.root / n, k) for n, k in outputs(layout, step).items()]
+            ranks = max(m.figures.get("world_size", _ranks(run.config.resources, step.kind)) for m in made)
+            total += ranks * max(m.seconds for m in made)
+    return total
+
+
+def _ranks(resources: ResourcesConfig, kind: str) -> int:
+    nodes, tasks = resources.job_size(kind)
+    return nodes * tasks
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(row: dict[str, Any], heading: str) -> tuple[str, str]:
+    values = row["values"][heading]
+    ours = f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    known = row["published"].get(heading)
+    return ours, f"{known[0]:.1f}" if known else "not at hand"
+
+
+def _draw(record: dict[str, Any], out: Path) -> None:
+    """Our values as bars with their spread, the published numbers as marks; a panel a column."""
+    from matplotlib.figure import Figure
+
+    rows, headings = record["rows"], list(record["rows"][0]["values"])
+    figure = Figure((1.5 + 2.2 * len(headings), 1.2 + 0.35 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(headings), squeeze=False, sharey=True)[0]
+    for heading, panel in zip(headings, panels, strict=True):
+        for place, row in enumerate(rows):
+            values = row["values"][heading]
+            panel.barh(place, statistics.mean(values), color="#4878a8", height=0.6)
+            panel.plot([min(values), max(values)], [place, place], color="black", linewidth=1)
+            if heading in row["published"]:
+                panel.plot(row["published"][heading][0], place, "D", color="#c04030", markersize=5)
+        panel.set_xlabel(f"{heading}, %")
+        panel.set_xlim(0, 100)
+    panels[0].set_yticks(range(len(rows)), [row["label"] for row in rows])
+    panels[0].invert_yaxis()
+    figure.suptitle(f"{record['table']}, {record['scale']} (bars: ours, line: min to max; diamonds: published)", size=8)
+    figure.savefig(out)
