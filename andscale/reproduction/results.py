@@ -43,8 +43,13 @@ def collect(plan: Plan) -> dict[str, Any]:
         )
     by_root = {run.root: _device_seconds(run) for run in runs}  # a run that two rows share counts once
     commits: set[str] = set()
+    elsewhere: dict[str, float] = {}
     for run in runs:
         commits |= {m.commit or "unknown" for m in _manifests(run)}
+        taken = [m for m in _manifests(run) if "adopted_from" in m.figures]
+        elsewhere |= {m.figures["adopted_from"]["run"]: _adopted_seconds(m) for m in taken}
+    here = {root.name for root in by_root}
+    by_root |= {Path(name): seconds for name, seconds in elsewhere.items() if name not in here}
     on_gpus = any((run.config.resources.gpus_per_node or 0) > 0 for run in runs)
     return {
         "table": plan.table.name,
@@ -168,6 +173,12 @@ def _device_seconds(run: PlannedRun) -> float:
             ranks = max(m.figures.get("world_size", _ranks(run.config.resources, step.kind)) for m in made)
             total += ranks * max(m.seconds for m in made)
     return total
+
+
+def _adopted_seconds(manifest: artifacts.Manifest) -> float:
+    """Of the training that another table's run did for this one, times its ranks."""
+    seconds: float = manifest.figures["adopted_from"]["seconds"] * manifest.figures["world_size"]
+    return seconds
 
 
 def _ranks(resources: ResourcesConfig, kind: str) -> int:

@@ -13,6 +13,7 @@ from andscale.reproduction.tables import Arm, Table
 from andscale.spelling import spelt
 from andscale.store.files import as_place
 from andscale.store.run_layout import RunLayout
+from andscale.store.run_record import load_run
 
 SCALES = ("full", "smoke")
 STAND_INS = {"cifar10": "digits", "cifar100": None, "svhn": "fashion-mnist", "dogs": "fashion-mnist"}
@@ -57,10 +58,16 @@ class PlannedRun:
 
     @property
     def num_images(self) -> int:
-        """Images that its rounds train on, with repetition; one data set's number is asked for."""
+        """Images that its rounds train on, with repetition; the published number where nothing is prepared yet."""
+        from andscale.data.published import PUBLISHED
         from andscale.data.shards import open_dataset
 
-        number = open_dataset(as_place(self.config.data.dataset)).splits["train"].num_samples
+        place = self.config.data.dataset
+        known = PUBLISHED.get(Path(place).name)
+        if known is not None and "://" not in place and not (Path(place) / "dataset.json").exists():
+            number = known.train
+        else:
+            number = open_dataset(as_place(place)).splits["train"].num_samples
         number = min(number, self.config.data.max_train_samples or number)
         first = 0 if self.donor is None else 1
         rounds = [r for r in range(first, self.config.method.last_round + 1) if self.config.method.trains(r)]
@@ -118,8 +125,9 @@ def run_all(plan: Plan) -> list[PlannedRun]:
         print(f"run {number} of {len(runs)}: {run.arm.label}, seed {run.seed}: {run.root}", flush=True)
         if is_complete(run):
             continue
-        if run.donor is not None and _has_round_0(run.donor):
-            adopt_initialisation(run.donor, run.request)
+        donor = _trained_donor(run, plan.root)
+        if donor is not None:
+            adopt_initialisation(donor, run.request)
         elif run.donor is not None and not run.root.exists():
             print(f"waits for round 0 of {run.donor}: the same command goes on when that is trained")
             continue
@@ -145,6 +153,16 @@ def refuse_unprepared(runs: list[PlannedRun]) -> None:
             for p in absent
         ]
         raise UsageError(f"not prepared: {', '.join(absent)}; run {'; '.join(commands)}")
+
+
+def _trained_donor(run: PlannedRun, folder: Path) -> Path | None:
+    """A run that has trained the round 0 of this one: the plan's donor, or one of another table."""
+    if run.donor is not None and _has_round_0(run.donor):
+        return run.donor
+    key = initialisation_digest(run.config)
+    others = [path.parent for path in sorted(folder.glob("*/run.json")) if path.parent != run.root]
+    alike = [root for root in others if _has_round_0(root) and initialisation_digest(load_run(root).config) == key]
+    return alike[0] if alike else None
 
 
 def _has_round_0(root: Path) -> bool:
@@ -179,11 +197,11 @@ def describe_plan(plan: Plan) -> str:
     runs, lines, total = planned_runs(plan), [], 0
     for number, run in enumerate(runs, start=1):
         shares = f", round 0 of {run.donor.name}" if run.donor else ""
-        images = ""
-        if (Path(run.config.data.dataset) / "dataset.json").exists() and not is_repeated(runs, number - 1):
-            total += run.num_images
-            images = f", {run.num_images:,} images"
-        lines.append(f"run {number} of {len(runs)}: {run.arm.label}, seed {run.seed}: {run.root.name}{shares}{images}")
+        images = 0 if is_repeated(runs, number - 1) else run.num_images
+        total += images
+        lines.append(
+            f"run {number} of {len(runs)}: {run.arm.label}, seed {run.seed}: {run.root.name}{shares}, {images:,} images"
+        )
     places = sorted({run.config.data.dataset for run in runs})
     absent = [place for place in places if not (Path(place) / "dataset.json").exists()]
     lines.append(f"{total:,} images to train on, with repetition" + (f"; not prepared: {absent}" if absent else ""))

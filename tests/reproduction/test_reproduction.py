@@ -6,6 +6,7 @@ from andscale.reproduction import runs as running
 from andscale.reproduction.results import collect, markdown
 from andscale.reproduction.runs import SCALES, Plan, describe_plan, planned_runs, run_all
 from andscale.reproduction.tables import all_tables, table_named
+from andscale.store.run_record import create_run
 from golden import assert_golden
 
 RECORD = {
@@ -101,6 +102,22 @@ def test_runs_that_are_done_are_left_and_the_others_take_over_round_0_and_go_on(
     assert calls == [(runs[0].root, runs[1].root), runs[1].root, (runs[0].root, runs[2].root), runs[2].root]
     assert run_all(plan) == []
     assert calls[4:] == [x for run in runs[2:] for x in ((runs[0].root, run.root), run.root)]
+
+
+def test_a_round_0_of_another_tables_run_is_taken_over_too(tmp_path, monkeypatch, digits):
+    plan = Plan(table_named("table6"), "smoke", 1, (f"data.dataset={digits.root}",), root=tmp_path)
+    one_off, curriculum = planned_runs(plan)
+    create_run(curriculum.root, curriculum.config, digits.root, digits.fingerprint)
+    assert running._trained_donor(one_off, tmp_path) is None
+    monkeypatch.setattr(running, "_has_round_0", lambda root: root == curriculum.root)
+    assert running._trained_donor(one_off, tmp_path) == curriculum.root
+    assert running._trained_donor(curriculum, tmp_path) is None
+
+
+def test_images_are_counted_from_the_published_numbers_where_nothing_is_prepared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # one-off: rounds 0 and 1; the curriculum: rounds 1 to 4
+    assert f"{50_000 * 200 * 6:,} images to train on" in describe_plan(Plan(table_named("table6"), "full", 1))
 
 
 def test_what_waits_for_a_round_0_is_said_and_not_launched(tmp_path, monkeypatch, capsys, digits):
