@@ -9,7 +9,7 @@ from andscale.audit.round_figures import rounds_table
 from andscale.config_resources import ResourcesConfig
 from andscale.errors import RunError
 from andscale.evaluation.record import read_evaluation
-from andscale.orchestration.steps import outputs, steps_of_round
+from andscale.orchestration.steps import Step, outputs, steps_of_round
 from andscale.reproduction.runs import Plan, PlannedRun, arms_of, planned_runs, stand_in
 from andscale.reproduction.tables import Column
 from andscale.store import artifacts
@@ -160,14 +160,16 @@ def _run_record(run: PlannedRun) -> dict[str, Any]:
 
 def _manifests(run: PlannedRun) -> list[artifacts.Manifest]:
     layout, method = RunLayout(run.root), run.config.method
-    steps = [step for number in range(method.last_round + 1) for step in steps_of_round(number, method)]
+    steps = [step for number in run.rounds for step in steps_of_round(number, method)]
+    if run.donor is not None:
+        steps.append(Step("train", 0))  # taken over
     return [artifacts.load_manifest(layout.root / n, k) for step in steps for n, k in outputs(layout, step).items()]
 
 
 def _device_seconds(run: PlannedRun) -> float:
     """Seconds of every step times its ranks; a step's artefacts are timed from its start, so the longest counts."""
     layout, method, total = RunLayout(run.root), run.config.method, 0.0
-    for number in range(method.last_round + 1):
+    for number in run.rounds:
         for step in steps_of_round(number, method):
             made = [artifacts.load_manifest(layout.root / n, k) for n, k in outputs(layout, step).items()]
             ranks = max(m.figures.get("world_size", _ranks(run.config.resources, step.kind)) for m in made)

@@ -1,6 +1,6 @@
 """From a table to its runs: which there are, who shares round 0 with whom, and launching them in order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from andscale.config import RunConfig
@@ -39,7 +39,7 @@ class PlannedRun:
     Attributes:
         arm: the row.
         seed: of the run.
-        request: as it is launched, all its rounds.
+        request: as it is launched: all its rounds; those after round 0, where that is another run's, evaluated there.
         config: resolved.
         donor: the run of this plan whose round 0 it takes over; None: it trains its own.
     """
@@ -57,6 +57,12 @@ class PlannedRun:
         return self.request.run
 
     @property
+    def rounds(self) -> range:
+        """The rounds that it runs itself."""
+        assert self.request.rounds is not None
+        return self.request.rounds
+
+    @property
     def num_images(self) -> int:
         """Images that its rounds train on, with repetition; the published number where nothing is prepared yet."""
         from andscale.data.published import PUBLISHED
@@ -69,8 +75,7 @@ class PlannedRun:
         else:
             number = open_dataset(as_place(place)).splits["train"].num_samples
         number = min(number, self.config.data.max_train_samples or number)
-        first = 0 if self.donor is None else 1
-        rounds = [r for r in range(first, self.config.method.last_round + 1) if self.config.method.trains(r)]
+        rounds = [r for r in self.rounds if self.config.method.trains(r)]
         return number * self.config.optim.num_epochs * len(rounds)
 
 
@@ -88,11 +93,11 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
             config = load_config(config_path, list(settings))
             data, network = Path(config.data.dataset).name, config.model.backbone.replace(":", "-")
             root = plan.root / f"{data}-{network}-{config.method.name}-{config.digest()[:8]}"
-            rounds = range(config.method.last_round + 1)
+            donor = donors.setdefault(initialisation_digest(config), root)
+            takes_over = donor != root and config.method.last_round > 0
+            rounds = range(1 if takes_over else 0, config.method.last_round + 1)
             request = LaunchRequest(root, rounds, config_path, settings, plan.cluster)
-            key = initialisation_digest(config)
-            donor = donors.setdefault(key, root)
-            runs.append(PlannedRun(arm, seed, request, config, None if donor == root else donor))
+            runs.append(PlannedRun(arm, seed, request, config, donor if takes_over else None))
     if not runs:
         raise UsageError(f"{plan.table.name} has no row at scale {plan.scale}")
     return runs
@@ -126,20 +131,21 @@ def run_all(plan: Plan) -> list[PlannedRun]:
         if is_complete(run):
             continue
         donor = _trained_donor(run, plan.root)
+        request = run.request
         if donor is not None:
-            adopt_initialisation(donor, run.request)
+            if not adopt_initialisation(donor, request) and not _has_round_0(run.root):
+                request = replace(request, rounds=range(run.config.method.last_round + 1))  # it has begun its own
         elif run.donor is not None and not run.root.exists():
             print(f"waits for round 0 of {run.donor}: the same command goes on when that is trained")
             continue
-        launch(run.request)
+        launch(request)
     return [run for run in runs if not is_complete(run)]
 
 
 def is_complete(run: PlannedRun) -> bool:
-    """Whether every step of all its rounds is done."""
+    """Whether every step of its rounds is done."""
     layout, method = RunLayout(run.root), run.config.method
-    rounds = range(method.last_round + 1)
-    return all(is_done(layout, step) for number in rounds for step in steps_of_round(number, method))
+    return all(is_done(layout, step) for number in run.rounds for step in steps_of_round(number, method))
 
 
 def refuse_unprepared(runs: list[PlannedRun]) -> None:
