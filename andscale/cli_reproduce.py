@@ -10,7 +10,9 @@ from andscale.errors import UsageError
 
 
 def reproduce_table(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="table1 ... table6, figure4 to figure6, or n_ep.")],
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="table1 to table6, figure4 to figure7, n_ep, fashion_mnist.")
+    ],
     scale: Annotated[str, typer.Option("--scale", help="full, or smoke: minutes on a CPU, on stand-ins.")] = "full",
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="3 by default; 1 for smoke.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the results.")] = Path("reproduced"),

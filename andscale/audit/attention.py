@@ -1,5 +1,6 @@
 """Where a network looks, round by round: Grad-CAM of chosen images (the paper's figure 7)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,30 +90,48 @@ def write_attention(run: Path, sample_ids: list[int], out: Path) -> list[int]:
         RunError: a model, a memory or an image is damaged.
     """
     check_picture(out, ("pytorch_grad_cam", "matplotlib"))
-    record, layout = load_run(run), RunLayout(run)
+    layout = RunLayout(run)
     rounds = [n for n in layout.round_numbers() if _is_trained(layout, n)]
     if not rounds:
         raise UsageError(f"{run} has no trained round yet: run {spelt('launch')} first")
+    write_comparison({f"round {number}": (run, number) for number in rounds}, sample_ids, out)
+    return rounds
+
+
+def write_comparison(models: Mapping[str, tuple[Path, int]], sample_ids: list[int], out: Path) -> None:
+    """Write one picture: rows are training images, columns trained rounds of runs over the same data set.
+
+    Args:
+        models: heading -> run and round.
+        sample_ids: which training images.
+        out: PNG or SVG.
+
+    Raises:
+        As ``write_attention``.
+    """
+    check_picture(out, ("pytorch_grad_cam", "matplotlib"))
+    (first, _), *_ = models.values()
+    record = load_run(first)
     dataset = open_dataset(record.dataset_root)
     if dataset.url:
         raise UsageError(f"the images lie at {dataset.url}: attention needs a data set on this machine")
-    if dataset.fingerprint != record.dataset_fingerprint:
-        raise RunError(
-            f"{record.dataset_root} is not the data set that {run} was trained on: its fingerprint is another"
-        )
+    for run, _ in models.values():
+        if dataset.fingerprint != load_run(run).dataset_fingerprint:
+            raise RunError(
+                f"{record.dataset_root} is not the data set that {run} was trained on: its fingerprint is another"
+            )
     catalogue = load_catalogue(dataset, "train", record.config.data.max_train_samples)
     _check_ids(sample_ids, len(catalogue.labels))
     shards, ids = Shards(catalogue), np.array(sample_ids)
     columns = []
-    for number in rounds:
+    for run, number in models.values():
         network, transform = load_model(run, number)
         images = torch.stack([_image(shards, transform, i) for i in sample_ids])
-        memory = torch.from_numpy(read_features(layout.round(number).memory)[0][ids])
+        memory = torch.from_numpy(read_features(RunLayout(run).round(number).memory)[0][ids])
         columns.append(attention_maps(network, images, memory))
     std, mean = (torch.tensor(values)[:, None, None] for values in (transform.std, transform.mean))
     pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    write_picture(_grid(pixels, columns, rounds, _names(catalogue, dataset.classes, sample_ids)), out)
-    return rounds
+    write_picture(_grid(pixels, columns, list(models), _names(catalogue, dataset.classes, sample_ids)), out)
 
 
 def _is_trained(layout: RunLayout, number: int) -> bool:
@@ -142,8 +161,8 @@ def _names(catalogue: Catalogue, classes: tuple[str, ...], sample_ids: list[int]
     return [f"#{i}\n{name}".strip() for i, name in zip(sample_ids, known, strict=True)]
 
 
-def _grid(pixels: np.ndarray, columns: list[np.ndarray], rounds: list[int], names: list[str]) -> "Figure":
-    """Images in the first column, then the maps over them; (B, S, S, 3) and for each round (B, S, S)."""
+def _grid(pixels: np.ndarray, columns: list[np.ndarray], headings: list[str], names: list[str]) -> "Figure":
+    """Images in the first column, then the maps over them; (B, S, S, 3) and for each heading (B, S, S)."""
     from matplotlib.figure import Figure
 
     height, width = len(pixels), 1 + len(columns)
@@ -158,6 +177,6 @@ def _grid(pixels: np.ndarray, columns: list[np.ndarray], rounds: list[int], name
             if column:
                 place.imshow(columns[column - 1][row], cmap="inferno", vmin=0, vmax=1, alpha=0.6)
             if row == 0:
-                place.set_title("image" if column == 0 else f"round {rounds[column - 1]}", fontsize=9)
+                place.set_title("image" if column == 0 else headings[column - 1], fontsize=9)
         axes[row, 0].set_ylabel(names[row], rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
     return figure

@@ -2,21 +2,25 @@
 
 import json
 import statistics
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from andscale.audit.attention import write_comparison
 from andscale.audit.round_figures import rounds_table
 from andscale.config_resources import ResourcesConfig
 from andscale.errors import RunError
 from andscale.evaluation.record import read_evaluation
 from andscale.orchestration.steps import Step, outputs, steps_of_round
-from andscale.reproduction.runs import Plan, PlannedRun, arms_of, planned_runs, stand_in
+from andscale.reproduction.runs import Plan, PlannedRun, arms_of, columns_of, planned_runs, stand_in
 from andscale.reproduction.tables import Column
 from andscale.store import artifacts
 from andscale.store.files import write_file
 from andscale.store.run_layout import RunLayout
 
 _ACCURACY = "Top-1 accuracy in percent after the last round"
+_LOOKED_AT = 6
+"""Training images whose maps are drawn, the first ones."""
 _ANCHORS = "Percent of a round's anchors, consistent where all of their neighbours have the anchor's label"
 
 
@@ -30,8 +34,8 @@ def collect(plan: Plan) -> dict[str, Any]:
     rows = _rounds(plan, runs) if plan.table.per_round else []
     for arm in () if plan.table.per_round else arms_of(plan):
         mine = [run for run in runs if run.arm == arm]
-        found = [_figures(run, plan.table.columns) for run in mine]
-        cells = {c.heading: [values[c.heading] for values in found] for c in plan.table.columns}
+        found = [_figures(run, columns_of(plan)) for run in mine]
+        cells = {c.heading: [values[c.heading] for values in found] for c in columns_of(plan)}
         rows.append(
             {
                 "label": arm.label,
@@ -83,7 +87,9 @@ def markdown(record: dict[str, Any], command: str) -> str:
     lines += [_row(header), _row(["---", *(["---:"] * (len(header) - 1))])]
     lines += [_row([row["label"], *(c for n in headings for c in _cells(row, n))]) for row in record["rows"]]
     sources = sorted({source for row in record["rows"] for _, source in row["published"].values()})
-    seeds = f"{record['seeds']} seeds" if record["seeds"] > 1 else "1 seed, so without a spread"
+    counts = {len(values) for row in record["rows"] for values in row["values"].values()}
+    seeds = f"{max(counts)} seeds" if max(counts) > 1 else "1 seed, so without a spread"
+    seeds += ", rows without a spread of one" if len(counts) > 1 else ""
     lines += ["", f"{record['what']}; mean ± standard deviation over {seeds}."]
     lines += [f"Published: {'; '.join(sources)}." if sources else "Published numbers: not at hand.", ""]
     lines += [
@@ -105,13 +111,16 @@ def write_results(plan: Plan, out: Path, command: str) -> list[Path]:
     written = [out / f"{stem}.md", out / f"{stem}.json"]
     write_file(written[0], markdown(record, command).encode())
     write_file(written[1], (json.dumps(record | {"command": command}, indent=2) + "\n").encode())
-    try:
-        import matplotlib  # noqa: F401 - of the extra andscale[maps]
-    except ImportError:
-        print("no figure: matplotlib is not here, install andscale[maps]")
+    if not (find_spec("matplotlib") and find_spec("pytorch_grad_cam")):
+        print("no figure: matplotlib or grad-cam is not here, install andscale[maps]")
         return written
     written.append(out / f"{stem}.svg")
-    _draw(record, written[-1])
+    if plan.table.draws_attention:
+        runs = {run.arm.label: run for run in planned_runs(plan) if run.seed == 0}
+        models = {label: (run.root, run.config.method.last_round) for label, run in runs.items()}
+        write_comparison(models, list(range(_LOOKED_AT)), written[-1])
+    else:
+        _draw(record, written[-1])
     return written
 
 
@@ -140,7 +149,7 @@ def _rounds(plan: Plan, runs: list[PlannedRun]) -> list[dict[str, Any]]:
         unlabelled = [run.root for run, r in zip(runs, rounds, strict=True) if r["consistent"] is None]
         if unlabelled:
             raise RunError(f"{unlabelled[0]}: its samples have no labels, so no anchor is known to be consistent")
-        values = {c.heading: [100 * r[c.heading] / r["num_anchors"] for r in rounds] for c in plan.table.columns}
+        values = {c.heading: [100 * r[c.heading] / r["num_anchors"] for r in rounds] for c in columns_of(plan)}
         rows.append(
             {
                 "label": f"round {rounds[0]['round']}",

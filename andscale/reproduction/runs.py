@@ -9,14 +9,20 @@ from andscale.errors import UsageError
 from andscale.orchestration.launch import LaunchRequest, launch
 from andscale.orchestration.sharing import adopt_initialisation, initialisation_digest
 from andscale.orchestration.steps import is_done, steps_of_round
-from andscale.reproduction.tables import Arm, Table
+from andscale.reproduction.tables import Arm, Column, Table
 from andscale.spelling import spelt
 from andscale.store.files import as_place
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import load_run
 
 SCALES = ("full", "smoke")
-STAND_INS = {"cifar10": "digits", "cifar100": None, "svhn": "fashion-mnist", "dogs": "fashion-mnist"}
+STAND_INS = {
+    "cifar10": "digits",
+    "cifar100": None,
+    "svhn": "fashion-mnist",
+    "dogs": "fashion-mnist",
+    "fashion": "fashion-mnist",
+}
 """Data sets of the small scale; those not named here are stood in for by digits, None: the rows are left out."""
 
 
@@ -69,12 +75,13 @@ class PlannedRun:
         from andscale.data.shards import open_dataset
 
         place = self.config.data.dataset
+        most = self.config.data.max_train_samples
         known = PUBLISHED.get(Path(place).name)
-        if known is not None and "://" not in place and not (Path(place) / "dataset.json").exists():
-            number = known.train
+        if "://" not in place and not (Path(place) / "dataset.json").exists() and (known or most):
+            number = known.train if known else most or 0
         else:
             number = open_dataset(as_place(place)).splits["train"].num_samples
-        number = min(number, self.config.data.max_train_samples or number)
+        number = min(number, most or number)
         rounds = [r for r in self.rounds if self.config.method.trains(r)]
         return number * self.config.optim.num_epochs * len(rounds)
 
@@ -89,6 +96,8 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
     donors: dict[str, Path] = {}
     for seed in range(plan.seeds):
         for arm in arms_of(plan):
+            if arm.max_seeds is not None and seed >= arm.max_seeds:
+                continue
             config_path, settings = _settings(plan, arm, seed)
             config = load_config(config_path, list(settings))
             data, network = Path(config.data.dataset).name, config.model.backbone.replace(":", "-")
@@ -106,6 +115,11 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
 def arms_of(plan: Plan) -> list[Arm]:
     """The rows of a table at a scale."""
     return [arm for arm in plan.table.arms if plan.scale == "full" or stand_in(arm) is not None]
+
+
+def columns_of(plan: Plan) -> tuple[Column, ...]:
+    """The columns of a table at a scale."""
+    return plan.table.smoke_columns or plan.table.columns if plan.scale == "smoke" else plan.table.columns
 
 
 def stand_in(arm: Arm) -> str | None:

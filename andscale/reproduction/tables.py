@@ -14,6 +14,8 @@ METHODS = {
     "AND": "and",
     "Supervised": "supervised",
 }
+_CLUSTERS = {"cifar10": 100, "cifar100": 1000, "svhn": 100, "imagenet": 10_000, "fashion-mnist": 100}
+"""Ten times the classes, as DeepCluster's authors took them for ImageNet."""
 _LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "embedding")
 
 
@@ -35,6 +37,7 @@ class Arm:
         settings: ``section.key=value`` over it.
         smoke: further settings of the small scale, over those of its stand-in.
         published: column's heading -> percent and source.
+        max_seeds: of rows beside the main comparison; None: all that are asked for.
     """
 
     label: str
@@ -42,6 +45,7 @@ class Arm:
     settings: tuple[str, ...] = ()
     smoke: tuple[str, ...] = ()
     published: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    max_seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,12 @@ class Table:
     arms: tuple[Arm, ...]
     smoke: tuple[str, ...] = ("method.num_rounds=2", "optim.num_epochs=4")
     """Settings of every arm at the small scale."""
+    smoke_columns: tuple[Column, ...] | None = None
+    """Columns at the small scale, where its network has other layers; None: the same."""
     per_round: bool = False
     """Rows are the rounds of the only arm, and the figures those of the audit of their anchors."""
+    draws_attention: bool = False
+    """The figure shows where each row's network looks, in the place of bars."""
 
 
 KNN = Column("kNN", ("accuracy",))
@@ -67,7 +75,7 @@ def _linear(layer: str) -> Column:
 
 def all_tables() -> dict[str, Table]:
     """Every table by name."""
-    tables = (_table1(), _table2(), _table3(), _table4(), *_ablations())
+    tables = (_table1(), _table2(), _table3(), _table4(), *_ablations(), _fashion_mnist())
     return {table.name: table for table in tables}
 
 
@@ -79,6 +87,12 @@ def table_named(name: str) -> Table:
     return tables[name]
 
 
+def _method(name: str, num_clusters: int) -> tuple[str, ...]:
+    """The settings of a method."""
+    clusters = (f"method.num_clusters={num_clusters}",) if name == "deepcluster" else ()
+    return (f"method.name={name}", *clusters)
+
+
 def _table1() -> Table:
     columns, sets = (KNN, _linear("conv5")), (("CIFAR-10", "cifar10"), ("CIFAR-100", "cifar100"), ("SVHN", "svhn"))
     arms = []
@@ -86,13 +100,11 @@ def _table1() -> Table:
         for label, method in METHODS.items():
             row = published.SMALL_SETS.get(label)
             known = {c.heading: (row[i][place], published.AND_TABLE_1) for i, c in enumerate(columns)} if row else {}
-            settings = (f"method.name={method}",)
-            arms.append(Arm(f"{title}: {label}", f"{name}_alexnet", settings, published=known))
-    smoke = (
-        *("method.num_rounds=1", "optim.num_epochs=2", "method.num_clusters=20"),
-        *("model.backbone=alexnet", "data.image_size=16", "evaluation.linear_epochs=3"),
-    )
-    return Table("table1", "Small data sets, AlexNet", columns, tuple(arms), smoke)
+            small = _method(method, 20)
+            arms.append(Arm(f"{title}: {label}", f"{name}_alexnet", _method(method, _CLUSTERS[name]), small, known))
+    # the small network in place of AlexNet: its last convolutional map is conv4
+    smoke = ("method.num_rounds=1", "optim.num_epochs=2", "evaluation.linear_epochs=2")
+    return Table("table1", "Small data sets, AlexNet", columns, tuple(arms), smoke, (KNN, _linear("conv4")))
 
 
 def _table2() -> Table:
@@ -100,8 +112,10 @@ def _table2() -> Table:
     for label, method in METHODS.items():
         row = published.IMAGENET.get(label, (None,) * len(columns))
         known = {c.heading: (v, published.AND_TABLE_2) for c, v in zip(columns, row, strict=True) if v is not None}
-        arms.append(Arm(label, "imagenet_alexnet", (f"method.name={method}",), published=known))
-    return Table("table2", "ImageNet, AlexNet", columns, tuple(arms), _table1().smoke)
+        settings = _method(method, _CLUSTERS["imagenet"])
+        arms.append(Arm(label, "imagenet_alexnet", settings, _method(method, 20), known))
+    small = (*(_linear(layer) for layer in _LAYERS if layer != "conv5"), KNN)
+    return Table("table2", "ImageNet, AlexNet", columns, tuple(arms), _table1().smoke, small)
 
 
 def _table3() -> Table:
@@ -142,12 +156,33 @@ def _ablations() -> tuple[Table, ...]:
     lengths = (epochs(50, 20, 10, 2), epochs(100, 40, 20, 4), epochs(200, 80, 40, 8))
     where = "CIFAR-10, ResNet-18"
     anchors = (Column("consistent", ("consistent",)), Column("inconsistent", ("inconsistent",)))
+    looks = tuple(arm(label, f"method.name={METHODS[label]}") for label in ("Random", "Instance", "AND"))
+    large = ("method.num_rounds=1", "optim.num_epochs=2", "data.image_size=32")  # smaller ones leave maps of one place
     four = ("method.num_rounds=4", "optim.num_epochs=4")
     return (
         Table("figure6", f"Anchors of each round, {where}", anchors, (arm("AND"),), four, per_round=True),
+        Table("figure7", f"Where networks look, {where}", (KNN,), looks, large, draws_attention=True),
         Table("table5", f"Initialisation, {where}", (KNN,), starts),
         Table("table6", f"One-off discovery and curriculum, {where}", (KNN,), orders),
         Table("figure4", f"Neighbourhood size, {where}", (KNN,), tuple(sizes)),
         Table("figure5", f"Rounds of the curriculum, {where}", (KNN,), tuple(rounds)),
         Table("n_ep", f"Epochs a round, {where}", (KNN,), lengths),
     )
+
+
+def _fashion_mnist() -> Table:
+    """Not of the paper: methods side by side at equal epochs, on what everyone has."""
+    arms = []
+    for label, method in METHODS.items():
+        settings = _method(method, _CLUSTERS["fashion-mnist"])
+        if method not in ("and", "instance"):
+            # these begin with a round of training, so they have one round fewer
+            settings += ("method.initialisation=instance",)
+        if method in ("deepcluster", "nat", "supervised"):
+            settings += ("method.num_rounds=1",)
+        small = (*_method(method, 20), *settings[len(_method(method, 0)) :], "evaluation.purity_neighbours=10")
+        max_seeds = None if method in ("random", "instance", "and") else 1
+        arms.append(Arm(label, "fashion_mnist_comparison", settings, small, max_seeds=max_seeds))
+    columns = (KNN, Column("purity at 1", ("purity", "1")), Column("purity at 10", ("purity", "10")))
+    smoke = ("method.num_rounds=2", "optim.num_epochs=2", "method.initialisation=random")
+    return Table("fashion_mnist", "Methods on Fashion-MNIST, small network", columns, tuple(arms), smoke)
