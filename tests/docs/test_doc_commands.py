@@ -20,6 +20,7 @@ NOT_RUN = {
     r"andscale doctor( .*)?": "tests/test_doctor.py runs it",
     r"python tools/map\.py .*": "tests/audit/test_pictures.py runs it: UMAP compiles for long",
     r"python tools/export_onnx\.py .*": "tests/training/test_onnx_export.py runs it: torch's exporter starts for long",
+    r"python tools/reproduce\.py (?!.*--dry-run).*": "minutes; tests/reproduction/test_whole_table.py runs one",
     r"\.venv/bin/torchrun .*": "two processes; tests/training/test_loop.py runs ranks",
 }
 """andscale's own commands that are parsed only: pattern of the whole command -> why."""
