@@ -126,7 +126,7 @@ def measure(config: RunConfig, world: World, device: torch.device, turns: int) -
     reader = SplitReader(dataset, "train", config.data, device, config.data.max_train_samples)
     members = torch.arange(reader.num_samples)[:, None]
     state = start(config, 0, RoundInputs(members, None, None, Provenance("")), reader, world)
-    step = TrainingStep(state, make_loss(config, members, state.memory, reader), config, world, device)
+    step = TrainingStep(state, make_loss(config, members, state, reader, (world, None)), config, world, device)
     (batch, *_) = reader.epoch(world, config.augment, config.optim.global_batch_size, (config.seed, 0, 0))
     bare = _BareNetwork(config, batch.images)
     steps = max(1, reader.num_samples // config.optim.global_batch_size)

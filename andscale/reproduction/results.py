@@ -54,7 +54,8 @@ def collect(plan: Plan) -> dict[str, Any]:
         elsewhere |= {m.figures["adopted_from"]["run"]: _adopted_seconds(m) for m in taken}
     here = {root.name for root in by_root}
     by_root |= {Path(name): seconds for name, seconds in elsewhere.items() if name not in here}
-    on_gpus = any((run.config.resources.gpus_per_node or 0) > 0 for run in runs)
+    devices = {str(m.figures.get("device", "")) for run in runs for m in _manifests(run)}
+    on_gpus = any(device.startswith("cuda") for device in devices)
     return {
         "table": plan.table.name,
         "title": plan.table.title,

@@ -51,3 +51,4 @@ def test_table_6_from_nothing_to_its_files(tmp_path, monkeypatch, digits):
     assert one_off["run"].endswith(f"runs/{curriculum['round_0_of']}")
     assert not RunLayout(planned_runs(plan)[1].root).round(0).checkpoints.exists()
     assert 0 < record["rank_hours"] < 0.1
+    assert record["rank"] == "process", "no GPU was there"
