@@ -45,6 +45,17 @@ def undisturbed(tmp_path_factory, digits):
     return lambda num_epochs: undisturbed_run(shared, digits, num_epochs)
 
 
+@pytest.fixture
+def one_thread(monkeypatch):
+    """Jobs in this process take one core, as if there were no more."""
+    import torch
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("andscale.distributed.os.sched_getaffinity", lambda _: {0}, raising=False)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _quiet_threads(monkeypatch):
     """Two cores, several processes: one thread each is faster and the same on every machine."""

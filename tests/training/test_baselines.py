@@ -24,18 +24,11 @@ from ranks import run_ranks
 from reference import unit_rows
 from tiny_runs import assert_same_state, digits_config, start_run, trained_state
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLUSTERED = {"method": {"name": "deepcluster", "num_clusters": 12}}
 NOISE = {"method": {"name": "nat", "target_epochs": 2}}
 N, D, B = 40, 6, 14
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Jobs in this process take one core, as if there were no more."""
-    threads = torch.get_num_threads()
-    monkeypatch.setattr("andscale.distributed.os.sched_getaffinity", lambda _: {0}, raising=False)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_clusters_are_those_that_are_there_and_the_seed_alone_decides():

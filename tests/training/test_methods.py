@@ -24,14 +24,7 @@ from andscale.training.supervised import training_labels
 from tiny_runs import assert_same_state, start_run, trained_state
 from whole_runs import CONFIG
 
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Jobs in this process take one core, as if there were no more."""
-    threads = torch.get_num_threads()
-    monkeypatch.setattr("andscale.distributed.os.sched_getaffinity", lambda _: {0}, raising=False)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
