@@ -163,6 +163,12 @@ def prepare_shards(
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Images a shard.")] = 8192,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core by default.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable images out and record them.")] = False,
+    hold_out: Annotated[
+        int | None,
+        typer.Option(
+            "--hold-out", metavar="N", help="Make N training images val, to choose settings without the test."
+        ),
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Only check every hash of OUT.")] = False,
 ) -> None:
     """Turn a raw data set into WebDataset shards with a catalogue; an interrupted run goes on where it was.
@@ -185,7 +191,7 @@ def prepare_shards(
     if verify:
         dataset = verify_dataset(out)
     else:
-        dataset = prepare(source, folder, out, PrepareOptions(samples_per_shard, workers, skip_bad))
+        dataset = prepare(source, folder, out, PrepareOptions(samples_per_shard, workers, skip_bad, hold_out))
     counts = ", ".join(f"{split.num_samples:,} {name}" for name, split in dataset.splits.items())
     print(f"{'every hash is right' if verify else 'prepared'}: {dataset.root} ({counts})")
 

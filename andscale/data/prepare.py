@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from andscale.data.published import check_published
-from andscale.data.raw import RawDataset
+from andscale.data.raw import RawDataset, hold_out
 from andscale.data.shard_writer import (
     PARTS_NAME,
     CheckJob,
@@ -39,7 +39,7 @@ from andscale.data.shards import (
     read_record,
 )
 from andscale.data.sources import open_source
-from andscale.data.workers import num_cores, run_jobs
+from andscale.data.workers import no_more_than, num_cores, run_jobs
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
 from andscale.store.files import check_writable, parse_json, read_record_bytes, write_file
@@ -59,17 +59,19 @@ class PrepareOptions:
         samples_per_shard: images a shard; the last one of a split may have fewer.
         num_workers: processes; None: one a core that this process may use.
         skip_bad: leave unreadable images out and record them, instead of stopping.
+        hold_out: so many training images, evenly spaced, are ``val`` in the place of the published images; None: none.
     """
 
     samples_per_shard: int = 8192
     num_workers: int | None = None
     skip_bad: bool = False
+    hold_out: int | None = None
 
     def __post_init__(self) -> None:
-        if self.samples_per_shard < 1:
-            raise UsageError(f"samples_per_shard = {self.samples_per_shard}: it must be at least 1")
-        if self.num_workers is not None and self.num_workers < 1:
-            raise UsageError(f"num_workers = {self.num_workers}: it must be at least 1")
+        for name in ("samples_per_shard", "num_workers", "hold_out"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} = {value}: it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def prepare(source: str, folder: Path | None, out: Path, options: PrepareOptions
     raw = open_source(source, folder)
     _say(f"{raw.name}: {', '.join(f'{len(s):,} {n}' for n, s in raw.splits.items())} images from {raw.obtained_from}")
     found = check_published(raw, was_downloaded=folder is None)
+    raw = raw if options.hold_out is None else hold_out(raw, options.hold_out)
     finished = _already_prepared(out, raw, options)
     if finished is not None:
         return finished
@@ -142,10 +145,7 @@ def _already_prepared(out: Path, raw: RawDataset, options: PrepareOptions) -> Pr
     record = read_record(out)
     if record is None:
         return None
-    wanted = {"name": raw.name, "identity": raw.identity, "samples_per_shard": options.samples_per_shard}
-    different = [key for key, value in wanted.items() if record.get(key) != value]
-    if record.get("skipped") and not options.skip_bad:
-        different.append("skip_bad")
+    different = _differences({**record, "source": record.get("name")}, raw, options)
     if different:
         raise UsageError(
             f"{out} holds another prepared data set ({', '.join(different)}): remove it or choose another folder"
@@ -166,10 +166,7 @@ def _load_plan(out: Path, raw: RawDataset, options: PrepareOptions) -> _Plan | N
         plan = _Plan(**parse_json(read_record_bytes(path)))
     except (ValueError, TypeError):
         raise RunError(f"{path} is damaged: remove {out} and start again") from None
-    wanted = {"source": raw.name, "identity": raw.identity, "samples_per_shard": options.samples_per_shard}
-    different = [key for key, value in wanted.items() if getattr(plan, key) != value]
-    if plan.skipped and not options.skip_bad:
-        different.append("skip_bad")
+    different = _differences(asdict(plan), raw, options)
     if different:
         raise UsageError(
             f"{out} holds the unfinished work of a start that differs ({', '.join(different)}): go on as it was begun, "
@@ -178,12 +175,21 @@ def _load_plan(out: Path, raw: RawDataset, options: PrepareOptions) -> _Plan | N
     return plan
 
 
+def _differences(begun: dict[str, Any], raw: RawDataset, options: PrepareOptions) -> list[str]:
+    """What an earlier start recorded that is not as asked now."""
+    wanted = {"source": raw.name, "identity": raw.identity, "samples_per_shard": options.samples_per_shard}
+    different = [key for key, value in wanted.items() if begun.get(key) != value]
+    return different + (["skip_bad"] if begun.get("skipped") and not options.skip_bad else [])
+
+
 def _unreadable(raw: RawDataset, out: Path, options: PrepareOptions, num_workers: int) -> list[dict[str, Any]]:
     """Decode every file-backed image once; lists those that cannot be, and stops unless they may be skipped."""
     total = sum(len(samples) for samples in raw.splits.values() if samples.is_file_backed)
     found = []
     with Progress("check", total, "images") as progress:
-        for job, complaints in run_jobs(check_images, _check_jobs(raw), _no_more_than(num_workers, total)):
+        for job, complaints in run_jobs(
+            check_images, _check_jobs(raw), no_more_than(num_workers, total, _IMAGES_PER_CHECK)
+        ):
             progress.advance(len(job.samples))
             found += [(SPLITS.index(job.split), job.first + at, reason) for at, reason in complaints]
     skipped = [
@@ -224,7 +230,7 @@ def _write_shards(raw: RawDataset, plan: _Plan, out: Path, num_workers: int) -> 
     total = sum(len(p) for p in positions.values())
     jobs = _shard_jobs(raw, positions, out, plan.samples_per_shard)
     with Progress("write", total, "images") as progress:
-        for job, result in run_jobs(write_shard, jobs, _no_more_than(num_workers, total, plan.samples_per_shard)):
+        for job, result in run_jobs(write_shard, jobs, no_more_than(num_workers, total, plan.samples_per_shard)):
             numbered[job.split][job.number] = result
             progress.advance(result.record.rows)
     results = {split: [numbered[split][number] for number in sorted(numbered[split])] for split in SPLITS}
@@ -283,11 +289,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _no_more_than(num_workers: int, num_samples: int, samples_per_job: int = _IMAGES_PER_CHECK) -> int:
-    """No more processes than jobs."""
-    return max(1, min(num_workers, -(-num_samples // samples_per_job)))
 
 
 def _json(value: Any) -> bytes:

@@ -3,13 +3,14 @@
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from blake3 import blake3
 
-from andscale.errors import RunError
+from andscale.errors import RunError, UsageError
 
 MAX_IMAGE_BYTES = 1 << 30
 """More is no encoded image: the largest that is decoded has 89 million pixels."""
@@ -167,6 +168,27 @@ class RawDataset:
     obtained_from: str
     identity: str
     originals: tuple[Path, ...] = ()
+
+
+def hold_out(raw: RawDataset, number: int) -> RawDataset:
+    """A data set whose ``val`` are training images that are trained on no more, to choose settings by.
+
+    Args:
+        raw: its own ``val`` is left out.
+        number: of images, evenly spaced in the order of ``train``, so that a split in the order of its classes gives
+            the same share of each.
+
+    Raises:
+        UsageError: nothing would be left to train on.
+    """
+    train = raw.splits["train"]
+    if not 0 < number < len(train):
+        raise UsageError(f"{number:,} images cannot be held out of {len(train):,}: choose fewer")
+    held = (2 * np.arange(number) + 1) * len(train) // (2 * number)
+    splits = {"train": train.take(np.delete(np.arange(len(train)), held)), "val": train.take(held)}
+    identity = blake3(f"{raw.identity} hold_out {number}".encode()).hexdigest()
+    words = f"{raw.obtained_from}, {number:,} of its training images held out as val"
+    return replace(raw, splits=splits, obtained_from=words, identity=identity)
 
 
 def _check_length(length: int) -> None:

@@ -72,6 +72,11 @@ def _follow_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def no_more_than(num_workers: int, num_samples: int, samples_per_job: int) -> int:
+    """No more processes than jobs."""
+    return max(1, min(num_workers, -(-num_samples // samples_per_job)))
+
+
 def num_cores() -> int:
     """Cores that this process may use; Slurm and containers narrow them."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

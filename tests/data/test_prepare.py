@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -201,6 +202,32 @@ def test_what_is_prepared_already_is_returned_or_refused(tmp_path, images, capsy
         prepare("fashion-mnist", tmp_path / "idx", out, SMALL)
 
 
+def test_training_images_are_held_out_evenly_and_never_trained_on(tmp_path, images):
+    dataset = prepare("image-folder", images, tmp_path / "out", replace(SMALL, hold_out=3))
+    train, val = (load_catalogue(dataset, split) for split in ("train", "val"))
+    everything = load_catalogue(prepare("image-folder", images, tmp_path / "all", SMALL), "train").sources
+    # of nine in the order of their classes, the middle one of each three
+    assert val.sources == [everything[at] for at in (1, 4, 7)]
+    assert train.sources == [source for source in everything if source not in val.sources]
+    assert catalogue_bytes(dataset, "val") == [(images / source).read_bytes() for source in val.sources]
+    assert val.labels.tolist() == [int("/bee/" in source) for source in val.sources]
+    assert "3 of its training images held out" in (tmp_path / "out" / "dataset.json").read_text()
+
+
+def test_another_number_held_out_is_another_data_set(tmp_path, images):
+    held = prepare("image-folder", images, tmp_path / "out", replace(SMALL, hold_out=3))
+    assert prepare("image-folder", images, tmp_path / "out", replace(SMALL, hold_out=3)) == held
+    for other in (SMALL, replace(SMALL, hold_out=2)):
+        with pytest.raises(UsageError, match="identity"):
+            prepare("image-folder", images, tmp_path / "out", other)
+
+
+def test_all_images_cannot_be_held_out(tmp_path, images):
+    with pytest.raises(UsageError, match="9 images cannot be held out of 9"):
+        prepare("image-folder", images, tmp_path / "out", replace(SMALL, hold_out=9))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "train-000000.tar", ".bashrc", "train.parquet"])
 def test_a_folder_with_foreign_files_is_not_touched(tmp_path, images, name):
     out = tmp_path / "out"
@@ -352,7 +379,7 @@ def test_a_second_start_is_told_that_the_first_one_works(tmp_path, images):
         prepare("image-folder", images, tmp_path / "out", SMALL)
 
 
-@pytest.mark.parametrize("values", [{"samples_per_shard": 0}, {"num_workers": 0}])
+@pytest.mark.parametrize("values", [{"samples_per_shard": 0}, {"num_workers": 0}, {"hold_out": 0}])
 def test_options_out_of_range_are_refused(values):
     with pytest.raises(UsageError, match="at least 1"):
         PrepareOptions(**values)
