@@ -12,6 +12,7 @@ from andscale.config_resources import ResourcesConfig
 from andscale.errors import RunError
 from andscale.evaluation.record import read_evaluation
 from andscale.orchestration.steps import Step, outputs, steps_of_round
+from andscale.reproduction.curves import curves_markdown, draw_curves, epochs_until, spread
 from andscale.reproduction.runs import Plan, PlannedRun, arms_of, columns_of, planned_runs, stand_in
 from andscale.reproduction.tables import Column
 from andscale.store import artifacts
@@ -44,6 +45,7 @@ def collect(plan: Plan) -> dict[str, Any]:
                 "stand_in": stand_in(arm) if plan.scale == "smoke" else None,
                 "runs": [_run_record(run) for run in mine],
             }
+            | ({"rounds": _every_round(mine, columns_of(plan))} if plan.table.compared else {})
         )
     by_root = {run.root: _device_seconds(run) for run in runs}  # a run that two rows share counts once
     commits: set[str] = set()
@@ -68,7 +70,7 @@ def collect(plan: Plan) -> dict[str, Any]:
         "rank": "GPU" if on_gpus else "process",
         "commits": sorted(commits),
         "rows": rows,
-    }
+    } | ({"compared": list(plan.table.compared)} if plan.table.compared else {})
 
 
 def markdown(record: dict[str, Any], command: str) -> str:
@@ -93,6 +95,10 @@ def markdown(record: dict[str, Any], command: str) -> str:
     seeds += ", rows without a spread of one" if len(counts) > 1 else ""
     lines += ["", f"{record['what']}; mean ± standard deviation over {seeds}."]
     lines += [f"Published: {'; '.join(sources)}." if sources else "Published numbers: not at hand.", ""]
+    if "compared" in record:
+        for heading in headings:
+            lines += [*curves_markdown(record["rows"], heading, record["compared"]), ""]
+        lines += ["The last row of each is the difference seed by seed, then its mean ± standard deviation.", ""]
     lines += [
         f"- Command: `{command}`",
         f"- {record['rank'].capitalize()} hours: {record['rank_hours']:.2f}, a shared round 0 counted once",
@@ -120,14 +126,17 @@ def write_results(plan: Plan, out: Path, command: str) -> list[Path]:
         runs = {run.arm.label: run for run in planned_runs(plan) if run.seed == 0}
         models = {label: (run.root, run.config.method.last_round) for label, run in runs.items()}
         write_comparison(models, list(range(_LOOKED_AT)), written[-1])
+    elif plan.table.compared:
+        draw_curves(record, written[-1])
     else:
         _draw(record, written[-1])
     return written
 
 
-def _figures(run: PlannedRun, columns: tuple[Column, ...]) -> dict[str, float]:
-    """Heading -> percent, of the run's last round."""
-    folder = RunLayout(run.root).round(run.config.method.last_round).evaluation
+def _figures(run: PlannedRun, columns: tuple[Column, ...], round_number: int | None = None) -> dict[str, float]:
+    """Heading -> percent, of a round of the run; None: its last one."""
+    number = run.config.method.last_round if round_number is None else round_number
+    folder = RunLayout(run.root).round(number).evaluation
     evaluation, _ = read_evaluation(folder)
     values = {}
     for column in columns:
@@ -138,6 +147,17 @@ def _figures(run: PlannedRun, columns: tuple[Column, ...]) -> dict[str, float]:
             raise RunError(f"{folder} has no {'.'.join(column.keys)}, which column {column.heading!r} shows")
         values[column.heading] = 100 * value
     return values
+
+
+def _every_round(runs: list[PlannedRun], columns: tuple[Column, ...]) -> list[dict[str, Any]]:
+    """What the runs of a row, one a seed, measured after each round that they evaluated: ``epochs`` and ``values``."""
+    return [
+        {
+            "epochs": epochs_until(runs[0], number),
+            "values": {c.heading: [_figures(run, columns, number)[c.heading] for run in runs] for c in columns},
+        }
+        for number in runs[0].rounds
+    ]
 
 
 def _rounds(plan: Plan, runs: list[PlannedRun]) -> list[dict[str, Any]]:
@@ -204,9 +224,8 @@ def _row(cells: list[str]) -> str:
 
 def _cells(row: dict[str, Any], heading: str) -> tuple[str, str]:
     values = row["values"][heading]
-    ours = f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
     known = row["published"].get(heading)
-    return ours, f"{known[0]:.1f}" if known else "not at hand"
+    return spread(values), f"{known[0]:.1f}" if known else "not at hand"
 
 
 def _draw(record: dict[str, Any], out: Path) -> None:

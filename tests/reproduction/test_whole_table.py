@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -52,3 +53,26 @@ def test_table_6_from_nothing_to_its_files(tmp_path, monkeypatch, digits):
     assert not RunLayout(planned_runs(plan)[1].root).round(0).checkpoints.exists()
     assert 0 < record["rank_hours"] < 0.1
     assert record["rank"] == "process", "no GPU was there"
+
+
+def test_rows_that_are_compared_are_shown_after_every_round(tmp_path, monkeypatch, digits):
+    monkeypatch.setattr(running, "launch", launch_here)
+    table = table_named("fashion_mnist")
+    table = replace(table, arms=tuple(arm for arm in table.arms if arm.label in table.compared))
+    settings = (f"data.dataset={digits.root}", *SETTINGS, "method.num_rounds=1")
+    plan = Plan(table, "smoke", 1, settings, root=tmp_path / "runs")
+    assert run_all(plan) == []
+    text, record, figure = (path.read_text() for path in write_results(plan, tmp_path / "out", "the command"))
+    rows = {row["label"]: row["rounds"] for row in json.loads(record)["rows"]}
+    # round 0 is the instances' and is evaluated there
+    assert {label: [at["epochs"] for at in rounds] for label, rounds in rows.items()} == {
+        "Instance": [1, 2],
+        "AND": [2],
+    }
+    for run in planned_runs(plan):
+        evaluated = RunLayout(run.root).round(1).evaluation / "evaluation.json"
+        accuracy = 100 * json.loads(evaluated.read_text())["accuracy"]
+        assert rows[run.arm.label][-1]["values"]["kNN"] == [pytest.approx(accuracy)]
+    apart = rows["AND"][-1]["values"]["kNN"][0] - rows["Instance"][-1]["values"]["kNN"][0]
+    assert f"| AND - Instance |  | {apart:+.2f} |" in text
+    assert "epochs" in figure
