@@ -15,9 +15,13 @@ from andscale.config_resources import ResourcesConfig, Section, SlurmConfig
 
 BACKBONES = ("small_resnet", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101")
 TIMM_PREFIX = "timm:"
-_CAME_LATER = (("method", "num_clusters"), ("method", "target_epochs"), ("evaluation", "purity_neighbours"))
-"""Settings that runs were hashed without: while they have their defaults they stay out of the hash, and those runs go
-on."""
+_CAME_LATER = (
+    ("method", "memory_start"),
+    ("method", "num_clusters"),
+    ("method", "target_epochs"),
+    ("evaluation", "purity_neighbours"),
+)
+"""At their defaults they stay out of the hash, so that runs from before they came go on."""
 _LEAST_IMAGE_SIZE = {("alexnet", "imagenet"): 63, ("alexnet", "small"): 15}
 """Smaller images leave nothing after the last pooling: 63 -> 15 -> 7 -> 3 -> 1 and 15 -> 7 -> 3 -> 1."""
 
@@ -109,6 +113,9 @@ class MethodConfig(Section):
     initialisation: Literal["instance", "random"] = "instance"
     """What round 0 is for ``and``: training by eq 2 (published), or ``random`` weights and a memory of their features;
     ``instance`` can begin so too, for a comparison from the same start."""
+    memory_start: Literal["noise", "features"] = "noise"
+    """What the memory holds when the training of round 0 begins: random unit vectors (published), of which eq 8 keeps
+    a share (1 - eta)^v after v visits, or the ``features`` of the first weights, for trainings of few epochs."""
     num_rounds: int = Field(default=4, ge=1)
     """R: in round r the floor(N r/R) samples of lowest entropy are anchors (eq 6)."""
     num_neighbours: int = Field(default=1, ge=1)
@@ -136,6 +143,12 @@ class MethodConfig(Section):
             raise ValueError(f"initialisation = random belongs to name = and or instance, not to {self.name}")
         return self
 
+    @model_validator(mode="after")
+    def _targets_are_noise(self) -> "MethodConfig":
+        if self.name == "nat" and self.memory_start != "noise":
+            raise ValueError("name = nat has its targets, which are noise, in the memory: set memory_start = noise")
+        return self
+
     @property
     def finds_neighbours(self) -> bool:
         """Whether rounds after the first begin with an index step."""
@@ -150,6 +163,11 @@ class MethodConfig(Section):
     def last_round(self) -> int:
         """The last round that there can be."""
         return 0 if self.name == "random" else self.num_rounds
+
+    @property
+    def starts_from_features(self) -> bool:
+        """Whether the memory begins as features of the first weights, or as noise."""
+        return self.memory_start == "features" or not self.trains(0)
 
     def trains(self, round_number: int) -> bool:
         """Whether a round trains at all, or publishes the first weights."""

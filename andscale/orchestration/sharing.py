@@ -25,7 +25,7 @@ from andscale.store.run_record import load_run
 
 _TRAIN = Step("train", 0)
 _AFTER_ROUND_0 = ("index", "evaluation")
-_OF_INSTANCES = ("temperature", "memory_momentum", "objective", "num_negatives", "score_dtype")
+_OF_INSTANCES = ("memory_start", "temperature", "memory_momentum", "objective", "num_negatives", "score_dtype")
 """What round 0 takes of ``[method]`` where it trains by eq 2."""
 
 
@@ -78,13 +78,14 @@ def adopt_initialisation(donor: Path, request: LaunchRequest) -> bool:
 def _initialisation(config: RunConfig) -> dict[str, Any]:
     record = {name: part for name, part in config.scientific_record().items() if name not in _AFTER_ROUND_0}
     method = config.method
-    if not method.trains(0):
-        # the memory holds features of the first weights, computed in batches of this size
+    if method.starts_from_features:
+        # those of the first weights are computed in batches of this size
         record["evaluation"] = {"batch_size": config.evaluation.batch_size}
+    if not method.trains(0):
         record["method"] = {"name": "random"}
         del record["optim"]
     elif method.name in ("and", "instance"):
-        record["method"] = {"name": "instance"} | {name: record["method"][name] for name in _OF_INSTANCES}
+        record["method"] = {"name": "instance"} | {name: getattr(method, name) for name in _OF_INSTANCES}
     return record
 
 

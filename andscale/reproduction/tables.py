@@ -178,6 +178,8 @@ def _fashion_mnist() -> Table:
     arms = []
     for label, method in METHODS.items():
         settings = _method(method, _CLUSTERS["fashion-mnist"])
+        if method == "nat":
+            settings += ("method.memory_start=noise",)
         small = (*_method(method, 20), "evaluation.purity_neighbours=10")
         max_seeds = None if method in ("random", "instance", "and") else 1
         arms.append(Arm(label, "fashion_mnist_comparison", settings, small, max_seeds=max_seeds))

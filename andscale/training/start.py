@@ -60,7 +60,7 @@ def start(config: RunConfig, round_number: int, inputs: RoundInputs, reader: Spl
     if config.model.sync_batchnorm and world.world_size > 1:
         convert_sync_batchnorm(network)
     rows = rows_of_rank(reader.num_samples, world.rank, world.world_size)
-    if not config.method.trains(round_number):
+    if inputs.memory is None and config.method.starts_from_features:
         values = evaluation_features(network, reader, rows, config.evaluation.batch_size)
     elif inputs.memory is None:
         values = torch.from_numpy(initial_rows(rows, config.model.feature_dim, config.seed))
