@@ -61,7 +61,7 @@ def start(config: RunConfig, round_number: int, inputs: RoundInputs, reader: Spl
         convert_sync_batchnorm(network)
     rows = rows_of_rank(reader.num_samples, world.rank, world.world_size)
     if inputs.memory is None and config.method.starts_from_features:
-        values = evaluation_features(network, reader, rows, config.evaluation.batch_size)
+        values = evaluation_features(network, reader, rows, config.evaluation.batch_size).clone()  # to be written to
     elif inputs.memory is None:
         values = torch.from_numpy(initial_rows(rows, config.model.feature_dim, config.seed))
     else:
