@@ -95,6 +95,7 @@ def test_malformed_overrides_are_refused(override):
 def test_what_a_method_cannot_do_is_refused():
     for section, message in (
         ({"method": {"name": "nat", "initialisation": "random"}}, "initialisation = random belongs to"),
+        ({"method": {"name": "nat", "memory_start": "features"}}, "set memory_start = noise"),
         (
             {"optim": {"accumulation_steps": 4, "global_batch_size": 30}, "resources": {"tasks_per_node": 2}},
             "too small for 2 ranks and optim.accumulation_steps = 4: it must be at least 31",

@@ -91,6 +91,9 @@ def test_a_run_that_took_over_round_0_ends_as_if_it_had_trained_it(tmp_path, con
         (("method.name=supervised",), (), False),
         (("method.name=random",), (), False),
         (("method.name=random", "optim.num_epochs=9"), ("method.initialisation=random",), True),
+        (("method.memory_start=features",), (), False),
+        (("method.memory_start=features", "method.name=instance"), ("method.memory_start=features", *AND), True),
+        (("method.memory_start=features", "evaluation.batch_size=7"), ("method.memory_start=features",), False),
         (("method.initialisation=random", "model.feature_dim=8"), ("method.initialisation=random",), False),
     ],
 )

@@ -17,8 +17,11 @@ from andscale.orchestration.jobs import run_step
 from andscale.store import artifacts
 from andscale.store.features import read_features
 from andscale.store.run_layout import RunLayout
+from andscale.store.run_record import load_run
 from andscale.training import loop
 from andscale.training.backbones import build_backbone, load_weights
+from andscale.training.inputs import load_inputs
+from andscale.training.start import open_reader, start
 from andscale.training.stopping import StopSignals
 from andscale.training.supervised import training_labels
 from tiny_runs import assert_same_state, start_run, trained_state
@@ -85,8 +88,6 @@ def test_every_method_goes_through_the_launcher_to_its_table(launched, digits, c
 
 
 def _config(layout):
-    from andscale.store.run_record import load_run
-
     return load_run(layout.root).config
 
 
@@ -101,6 +102,35 @@ def _assert_untrained(layout, digits):
     with torch.inference_mode():
         features = torch.cat([network.eval()(images) for images in reader.in_order(100)])
     np.testing.assert_allclose(read_features(layout.round(0).memory)[0], features, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_memory_may_start_as_features_of_the_first_weights(tmp_path, digits, rank):
+    layout = start_run(tmp_path, digits, method={"memory_start": "features"})
+    record = load_run(layout.root)
+    reader = open_reader(record, torch.device("cpu"))
+    network = build_backbone(record.config.model, record.config.seed, record.config.data.image_size)
+    with torch.inference_mode():
+        features = torch.cat([network.eval()(images) for images in reader.in_order(100)])
+    inputs = load_inputs(record, layout, 0, reader.num_samples)
+    memory = start(record.config, 0, inputs, reader, World(rank, 2)).memory
+    torch.testing.assert_close(memory.values, features[memory.rows.start : memory.rows.stop], atol=1e-5, rtol=0)
+
+
+def test_a_round_that_starts_from_features_trains_and_the_next_one_goes_on_from_its_memory(tmp_path, digits):
+    settings = {"method": {"name": "instance"}, "optim": {"num_epochs": 2}}
+    noise = start_run(tmp_path / "noise", digits, **settings)
+    settings["method"] |= {"memory_start": "features"}
+    layout = start_run(tmp_path / "features", digits, **settings)
+    losses = []
+    for run, rounds in ((noise, (0,)), (layout, (0, 1))):
+        for number in rounds:
+            loop.train_round(run.root, number, World())
+            losses.append(read_metrics(run.round(number).metrics)[0]["loss"])
+    from_noise, from_features, after = losses
+    # a sample's own row tells nothing yet where it is noise
+    assert from_features < from_noise
+    assert after < from_features
 
 
 def test_a_supervised_round_that_was_stopped_ends_bit_for_bit_like_one_that_was_not(tmp_path, digits, monkeypatch):
