@@ -86,16 +86,20 @@ def markdown(record: dict[str, Any], command: str) -> str:
         ]
     if record["left_out"]:
         lines += [f"Left out, as nothing stands in for their data: {', '.join(record['left_out'])}.", ""]
-    header = ["", *(text for name in headings for text in (name, "published"))]
+    of_the_paper = "compared" not in record
+    header = ["", *(text for name in headings for text in (name, "published")[: 1 + of_the_paper])]
     lines += [_row(header), _row(["---", *(["---:"] * (len(header) - 1))])]
-    lines += [_row([row["label"], *(c for n in headings for c in _cells(row, n))]) for row in record["rows"]]
+    for row in record["rows"]:
+        lines.append(_row([row["label"], *(c for n in headings for c in _cells(row, n)[: 1 + of_the_paper])]))
     sources = sorted({source for row in record["rows"] for _, source in row["published"].values()})
     counts = {len(values) for row in record["rows"] for values in row["values"].values()}
     seeds = f"{max(counts)} seeds" if max(counts) > 1 else "1 seed, so without a spread"
     seeds += ", rows without a spread of one" if len(counts) > 1 else ""
     lines += ["", f"{record['what']}; mean ± standard deviation over {seeds}."]
-    lines += [f"Published: {'; '.join(sources)}." if sources else "Published numbers: not at hand.", ""]
-    if "compared" in record:
+    if of_the_paper:
+        lines += [f"Published: {'; '.join(sources)}." if sources else "Published numbers: not at hand.", ""]
+    else:
+        lines.append("")
         for heading in headings:
             lines += [*curves_markdown(record["rows"], heading, record["compared"]), ""]
         lines += ["The last row of each is the difference seed by seed, then its mean ± standard deviation.", ""]

@@ -183,7 +183,8 @@ def _fashion_mnist() -> Table:
         small = (*_method(method, 20), "evaluation.purity_neighbours=10")
         max_seeds = None if method in ("random", "instance", "and") else 1
         arms.append(Arm(label, "fashion_mnist_comparison", settings, small, max_seeds=max_seeds))
-    columns = (KNN, Column("purity at 1", ("purity", "1")), Column("purity at 10", ("purity", "10")))
+    fewer = tuple(Column(f"kNN, K = {k}", ("knn", str(k), "top1")) for k in (20, 1))
+    columns = (KNN, *fewer, Column("purity at 1", ("purity", "1")), Column("purity at 10", ("purity", "10")))
     smoke = ("method.num_rounds=2", "optim.num_epochs=2")
     title = "Methods on Fashion-MNIST, small network"
     return Table("fashion_mnist", title, columns, tuple(arms), smoke, compared=("AND", "Instance"))

@@ -75,4 +75,5 @@ def test_rows_that_are_compared_are_shown_after_every_round(tmp_path, monkeypatc
         assert rows[run.arm.label][-1]["values"]["kNN"] == [pytest.approx(accuracy)]
     apart = rows["AND"][-1]["values"]["kNN"][0] - rows["Instance"][-1]["values"]["kNN"][0]
     assert f"| AND - Instance |  | {apart:+.2f} |" in text
+    assert "published" not in text
     assert "epochs" in figure
