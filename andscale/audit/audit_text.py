@@ -4,6 +4,7 @@ from typing import Any
 
 from andscale.audit.tables import purity_table, render_table
 
+_CHANCE = 0.5
 _ABSENT = "-"
 _NAME_WIDTH = 40
 _SHOWN_CLASSES = 5
@@ -83,7 +84,10 @@ def _graph_lines(inspected: dict[str, Any]) -> str:
 
 
 def _label_lines(labels: dict[str, Any]) -> str:
-    auroc = _ABSENT if labels["auroc_of_low_entropy"] is None else f"{labels['auroc_of_low_entropy']:.4f}"
+    value = labels["auroc_of_low_entropy"]
+    auroc = _ABSENT if value is None else f"{value:.4f}"
+    if value is not None and value < _CHANCE:
+        auroc += " (below 0.5: low entropy picks the wrong samples, a higher temperature may mend it)"
     risks = {round(point["coverage"], 2): point["risk"] for point in labels["risk_coverage"]}
     errors = ", ".join(f"{risks[share]:.4f} of the first {share:.0%}" for share in (0.1, 0.25, 0.5, 1.0))
     return (

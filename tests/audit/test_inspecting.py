@@ -9,9 +9,9 @@ import pytest
 import scipy.sparse
 from cleanlab.data_valuation import data_shapley_knn
 
-from andscale.audit.audit_text import shown
+from andscale.audit.audit_text import audit_text, shown
 from andscale.audit.exports import distances
-from andscale.audit.inspecting import as_text_cell
+from andscale.audit.inspecting import as_text_cell, inspect_subject
 from andscale.audit.subject import load_features, open_subject
 from andscale.cli import call
 from andscale.distributed import World
@@ -72,6 +72,13 @@ def test_the_terminal_shows_every_section(run, capsys):
     assert code == 0
     for words in ("purity@1", "mutual pairs", "hubness", "near-duplicates", "AUROC", "class, best first", "stayed"):
         assert words in out
+
+
+@pytest.mark.parametrize(("auroc", "warned"), [(0.4999, True), (0.5, False), (0.7, False), (None, False)])
+def test_entropy_that_picks_the_wrong_samples_is_said(run, auroc, warned):
+    found = inspect_subject(open_subject(run))
+    text = audit_text(found | {"labels": found["labels"] | {"auroc_of_low_entropy": auroc}})
+    assert ("low entropy picks the wrong samples" in text) is warned
 
 
 def test_tables_are_written_as_csv(run, tmp_path, capsys):
