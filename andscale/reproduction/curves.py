@@ -58,7 +58,7 @@ def draw_curves(record: dict[str, Any], out: Path) -> None:
             )
         panel.set_xlabel("epochs")
         panel.set_title(f"{heading}, %", size=9)
-    panels[0].legend(fontsize=7)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
     figure.suptitle(f"{record['table']}, {record['scale']} (lines: mean; bands: lowest to highest seed)", size=8)
     figure.savefig(out)
 
