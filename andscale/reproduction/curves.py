@@ -20,7 +20,7 @@ def difference(above: Curve, below: Curve) -> Curve:
     """``above`` minus ``below`` after the same epochs and of the same seed, where both have it."""
     others = dict(below)
     both = [(epochs, mine, others[epochs]) for epochs, mine in above if epochs in others]
-    return [(epochs, [a - b for a, b in zip(mine, theirs, strict=False)]) for epochs, mine, theirs in both]
+    return [(epochs, [a - b for a, b in zip(mine, theirs, strict=True)]) for epochs, mine, theirs in both]
 
 
 def curves_markdown(rows: list[dict[str, Any]], heading: str, compared: tuple[str, str]) -> list[str]:
@@ -32,14 +32,20 @@ def curves_markdown(rows: list[dict[str, Any]], heading: str, compared: tuple[st
         compared: labels of two rows with the same seeds.
     """
     curves = _curves(rows, heading)
-    curves[f"{compared[0]} - {compared[1]}"] = difference(curves[compared[0]], curves[compared[1]])
+    apart = difference(curves[compared[0]], curves[compared[1]])
     epochs = sorted({at for curve in curves.values() for at, _ in curve})
-    lines = [f"| {heading}, after epochs | {' | '.join(map(str, epochs))} |", f"| --- |{' ---: |' * len(epochs)}"]
-    for label, curve in curves.items():
-        found, signed = dict(curve), "+" if " - " in label else ""
-        cells = [spread(found[at], signed, digits=2) if at in found else "" for at in epochs]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return lines
+
+    def row(label: str, curve: Curve, sign: str = "") -> str:
+        found = dict(curve)
+        cells = [spread(found[at], sign, digits=2) if at in found else "" for at in epochs]
+        return f"| {label} | {' | '.join(cells)} |"
+
+    return [
+        f"| {heading}, after epochs | {' | '.join(map(str, epochs))} |",
+        f"| --- |{' ---: |' * len(epochs)}",
+        *(row(label, curve) for label, curve in curves.items()),
+        row(f"{compared[0]} - {compared[1]}", apart, "+"),
+    ]
 
 
 def draw_curves(record: dict[str, Any], out: Path) -> None:

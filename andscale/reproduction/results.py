@@ -155,13 +155,12 @@ def _figures(run: PlannedRun, columns: tuple[Column, ...], round_number: int | N
 
 def _every_round(runs: list[PlannedRun], columns: tuple[Column, ...]) -> list[dict[str, Any]]:
     """What the runs of a row, one a seed, measured after each round that they evaluated: ``epochs`` and ``values``."""
-    return [
-        {
-            "epochs": epochs_until(runs[0], number),
-            "values": {c.heading: [_figures(run, columns, number)[c.heading] for run in runs] for c in columns},
-        }
-        for number in runs[0].rounds
-    ]
+    rounds = []
+    for number in runs[0].rounds:
+        found = [_figures(run, columns, number) for run in runs]
+        values = {c.heading: [figures[c.heading] for figures in found] for c in columns}
+        rounds.append({"epochs": epochs_until(runs[0], number), "values": values})
+    return rounds
 
 
 def _rounds(plan: Plan, runs: list[PlannedRun]) -> list[dict[str, Any]]:

@@ -41,3 +41,8 @@ def test_epochs_are_counted_over_the_rounds_that_train(name, epochs):
     runs = planned_runs(Plan(table_named("fashion_mnist"), "smoke", 1, settings))
     (run,) = (run for run in runs if run.config.method.name == name)
     assert epochs_until(run, run.config.method.last_round) == epochs
+
+
+def test_rows_of_unequal_seeds_are_not_compared():
+    with pytest.raises(ValueError, match="shorter"):
+        difference([(2, [71.0, 74.5])], [(2, [70.0])])
