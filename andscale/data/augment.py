@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from andscale.config import AugmentConfig
+from andscale.config_data import AugmentConfig
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from andscale.config import AugmentConfig, DataConfig
+from andscale.config_data import AugmentConfig, DataConfig
 from andscale.data.augment import (
     AugmentationDraw,
     crop_and_resize,

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from andscale.config import AugmentConfig, EvaluationConfig, RunConfig
+from andscale.config import EvaluationConfig, RunConfig
+from andscale.config_data import AugmentConfig
 from andscale.data.reader import Batch, SplitReader, batch_bounds
 from andscale.distributed import World, all_reduce_sum
 from andscale.errors import RunError, UsageError

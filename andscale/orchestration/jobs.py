@@ -12,6 +12,7 @@ from types import FrameType
 import psutil
 import submitit
 
+from andscale.config import RunConfig
 from andscale.config_resources import ResourcesConfig
 from andscale.distributed import PeerLostError, World
 from andscale.errors import AndscaleError
@@ -36,7 +37,7 @@ class StepJob:
         step: what to do.
         local_port: where the ranks of a local job meet; None on Slurm, where the job id gives a port.
         cuda_devices: CUDA_VISIBLE_DEVICES of the launcher for a local job that takes all GPUs; else "unchanged".
-        resources: of this launch; None: those that the run was started with.
+        launched: the config of this launch; None: what the run was started with.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class StepJob:
         step: Step,
         local_port: int | None = None,
         cuda_devices: str | None = "unchanged",
-        resources: ResourcesConfig | None = None,
+        launched: RunConfig | None = None,
     ):
         self.run, self.step = run, step
         self.local_port, self.cuda_devices = local_port, cuda_devices
-        self.resources = resources
+        self.launched = launched
 
     def __call__(self) -> None:
         """Run the step on this task, and say in one line why it ended if it was not done."""
@@ -81,10 +82,10 @@ class StepJob:
         self._restore_cuda_devices()
         if self.local_port is not None:
             threading.Thread(target=_leave_if_a_rank_is_gone, daemon=True).start()
-        run_step(self.run, self.step, self._enter_world(resources), signals, resources)
+        run_step(self.run, self.step, self._enter_world(resources), signals, self.launched)
 
     def _resources(self) -> ResourcesConfig:
-        return self.resources or load_run(self.run).config.resources
+        return (self.launched or load_run(self.run).config).resources
 
     def _leave_at_signals(self, resources: ResourcesConfig) -> None:
         """Index and evaluation jobs are minutes of work and save nothing on their way: they begin anew."""
@@ -127,7 +128,7 @@ class StepJob:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.cuda_devices
 
 
-def run_step(run: Path, step: Step, world: World, signals: StopSignals, resources: ResourcesConfig) -> None:
+def run_step(run: Path, step: Step, world: World, signals: StopSignals, launched: RunConfig | None) -> None:
     """Run one step of a run in this process; the job checks its inputs itself."""
     match step.kind:
         case "index":
@@ -142,11 +143,11 @@ def run_step(run: Path, step: Step, world: World, signals: StopSignals, resource
             from andscale.indexing.kmeans import cluster_features
             from andscale.training.loop import train_round
 
-            train_round(run, step.round_number, world, signals, resources, cluster_features)
+            train_round(run, step.round_number, world, signals, launched, cluster_features)
         case "evaluate":
             from andscale.evaluation.evaluate import evaluate_round
 
-            evaluate_round(run, step.round_number, world)
+            evaluate_round(run, step.round_number, world, launched)
             if world.is_main:
                 from andscale.audit.round_events import write_evaluation_events
 

@@ -160,7 +160,7 @@ def _adopt(layout: RunLayout, step: Step, job: QueuedJob, config: RunConfig) -> 
 def _complete(layout: RunLayout, step: Step, job_id: str, config: RunConfig) -> None:
     """Give a submitted job what it runs, which it waits a minute for, and record it."""
     limit = config.slurm.of_step(step.kind, config.resources).timeout_min or config.resources.timeout_min
-    call = submitit.helpers.DelayedSubmission(StepJob(layout.root.resolve(), step, resources=config.resources))
+    call = submitit.helpers.DelayedSubmission(StepJob(layout.root.resolve(), step, launched=config))
     call.set_timeout(limit, config.resources.max_requeues)
     path = _pickle(layout, step, job_id)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 import slurm_cluster
-from andscale.config import ResourcesConfig
+from andscale.config_file import build_config
 from andscale.errors import RunError
 from andscale.metrics import read_metrics
 from andscale.orchestration import jobs
@@ -193,7 +193,11 @@ def test_an_index_job_is_queued_again_at_once_by_its_rank_0(monkeypatch, tmp_pat
     monkeypatch.setattr(jobs.StepJob, "_enter_world", lambda *_: None)
     before = signal.getsignal(signal.SIGUSR2)
     try:
-        jobs.StepJob(tmp_path, Step("index", 1), resources=ResourcesConfig(max_requeues=7))()
+        jobs.StepJob(
+            tmp_path,
+            Step("index", 1),
+            launched=build_config({"data": {"dataset": "x"}, "resources": {"max_requeues": 7}}, "test"),
+        )()
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert asked == [7][rank:]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from andscale.config_resources import ResourcesConfig
 from andscale.data.reader import Batch, rank_counts
 from andscale.data.shards import open_dataset
 from andscale.distributed import World
@@ -22,7 +21,7 @@ from andscale.training.nat import NoiseLoss, best_assignment
 from andscale.training.start import open_reader, start
 from ranks import run_ranks
 from reference import unit_rows
-from tiny_runs import assert_same_state, digits_config, start_run, trained_state
+from tiny_runs import assert_same_state, digits_config, launched, start_run, trained_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,7 +63,7 @@ def _deepcluster(world, root):
         state.optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
     for name, values in state.module.network.named_buffers():
         if name.endswith("running_var"):  # as after an epoch: of the rank's own batches
-            values *= 1 + world.rank * torch.arange(len(values))
+            values.mul_(1 + world.rank * torch.arange(len(values)))
     loss.begin_epoch((0, 1))
     velocity = [state.optimizer.state[p]["momentum_buffer"].abs().max() for p in state.module.classifier.parameters()]
     assert max(velocity) == 0, "the momentum of a classifier that is no more"
@@ -118,8 +117,8 @@ def test_a_round_that_was_stopped_within_an_epoch_ends_bit_for_bit_like_one_that
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.TrainingStep, "__call__", dying)
-        resources = ResourcesConfig(checkpoint_min=1e-9)
-        loop.train_round(stopped.root, 0, World(), resources=resources, clustering=cluster_features)
+        often = launched(stopped.root, resources={"checkpoint_min": 1e-9})
+        loop.train_round(stopped.root, 0, World(), launched=often, clustering=cluster_features)
     assert (stopped.round(0).checkpoints / "epoch-0001-step-000003").is_dir()
     loop.train_round(stopped.root, 0, World(), clustering=cluster_features)
     assert_same_state(trained_state(whole, 0), trained_state(stopped, 0))
