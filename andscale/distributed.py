@@ -77,7 +77,8 @@ def process_group(world: World) -> "Iterator[torch.device]":
         if world.local_world_size > torch.cuda.device_count():
             raise UsageError(
                 f"{world.local_world_size} ranks on a node of {torch.cuda.device_count()} GPUs: set "
-                "resources.tasks_per_node to the number of GPUs, or resources.gpus_per_node = 0 to train on the CPU"
+                "resources.tasks_per_node and gpus_per_node to the number of GPUs, or gpus_per_node = 0 to train on "
+                "the CPU"
             )
         device = torch.device("cuda", world.local_rank)
         torch.cuda.set_device(device)
@@ -101,6 +102,26 @@ def process_group(world: World) -> "Iterator[torch.device]":
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def missing_gpus(asked: int | None) -> str | None:
+    """Why torch sees no GPU where there should be one; None where it sees some, or none is wanted.
+
+    Args:
+        asked: GPUs a node that this job was launched with: 0: it is to run on the CPU; None: whatever there is, and
+            Slurm says in the job's environment what it gave.
+    """
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0") or bool(os.environ.get("SLURM_JOB_GPUS"))
+    if asked == 0 or not (asked or given):
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    whose = "Slurm gave this job some" if given else f"this launch asks for {asked} a node"
+    built_for = torch.version.cuda
+    why = f"is built for CUDA {built_for}, and the driver may be too old for that" if built_for else "is for CPUs alone"
+    return f"torch sees no GPU, though {whose}: torch {torch.__version__} {why}"
 
 
 class PeerLostError(RunError):

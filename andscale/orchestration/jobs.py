@@ -13,11 +13,12 @@ import psutil
 import submitit
 
 from andscale.config_resources import ResourcesConfig
-from andscale.distributed import PeerLostError, World
-from andscale.errors import AndscaleError
+from andscale.distributed import PeerLostError, World, missing_gpus
+from andscale.errors import AndscaleError, UsageError
 from andscale.orchestration.reasons import ERROR_MARK, LOST_MARK
 from andscale.orchestration.requeue import is_preempted, requeue
 from andscale.orchestration.steps import Step
+from andscale.spelling import spelt
 from andscale.store.run_record import load_run
 from andscale.training.stopping import Request, StoppedError, StopSignals
 
@@ -36,7 +37,8 @@ class StepJob:
         step: what to do.
         local_port: where the ranks of a local job meet; None on Slurm, where the job id gives a port.
         cuda_devices: CUDA_VISIBLE_DEVICES of the launcher for a local job that takes all GPUs; else "unchanged".
-        resources: of this launch; None: those that the run was started with.
+        resources: of this launch, on Slurm with the GPUs that this step's job asks for; None: those that the run was
+            started with.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class StepJob:
         self._restore_cuda_devices()
         if self.local_port is not None:
             threading.Thread(target=_leave_if_a_rank_is_gone, daemon=True).start()
+        self._check_gpus(resources)
         run_step(self.run, self.step, self._enter_world(resources), signals, resources)
 
     def _resources(self) -> ResourcesConfig:
@@ -125,6 +128,22 @@ class StepJob:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.cuda_devices
+
+    def _check_gpus(self, resources: ResourcesConfig) -> None:
+        """On Slurm, a job that has GPUs which torch does not see ends: it would take weeks on the CPU, unnoticed.
+
+        A machine without Slurm may have none: a config that asks for some goes on there, and says so.
+        """
+        missing = missing_gpus(resources.gpus_per_node)
+        if missing is None:
+            return
+        if self.local_port is None:
+            raise UsageError(
+                f"{missing}; run {spelt('doctor')} on this node and install a torch that fits its driver, or launch "
+                "with resources.gpus_per_node = 0 to run on the CPU"
+            )
+        if submitit.JobEnvironment().global_rank == 0:
+            print(f"{self.step} runs on the CPU: {missing}", flush=True)
 
 
 def run_step(run: Path, step: Step, world: World, signals: StopSignals, resources: ResourcesConfig) -> None:
