@@ -100,6 +100,13 @@ def test_the_jobs_of_a_config_ask_slurm_for_the_gpus_that_its_head_names(path):
         assert asked == ([wanted[1]] if wanted else ["0"]), kind
 
 
+def test_ranks_that_decode_imagenet_get_cpus_for_it():
+    for path in FOLDER.glob("imagenet_*.toml"):
+        for kind in ("index", "train", "evaluate"):
+            script = sbatch_script(RunLayout(Path("runs/x")), Step(kind, 1), load_config(path), [])
+            assert "\n#SBATCH --cpus-per-task=8\n" in script, kind
+
+
 @paper_configs
 def test_a_published_number_names_its_table_or_is_said_to_be_missing(path):
     published = head(path)["Published"]
