@@ -14,7 +14,7 @@ import submitit
 
 from andscale.config_resources import ResourcesConfig
 from andscale.distributed import PeerLostError, World, missing_gpus
-from andscale.errors import AndscaleError, UsageError
+from andscale.errors import AndscaleError, RunError, UsageError
 from andscale.orchestration.reasons import ERROR_MARK, LOST_MARK
 from andscale.orchestration.requeue import is_preempted, requeue
 from andscale.orchestration.steps import Step
@@ -90,14 +90,23 @@ class StepJob:
         return self.resources or load_run(self.run).config.resources
 
     def _leave_at_signals(self, resources: ResourcesConfig) -> None:
-        """Index and evaluation jobs are minutes of work and save nothing on their way: they begin anew."""
+        """Index and evaluation jobs save nothing on their way: one that is preempted begins anew, and one that is out
+        of time ends, for it would be again.
+        """
 
-        def begin_anew(_: int, __: FrameType | None) -> None:
-            if submitit.JobEnvironment().global_rank == 0:
-                print(f"{self.step}: SIGUSR2: queued again, to begin anew", flush=True)
+        def leave(_: int, __: FrameType | None) -> None:
+            if submitit.JobEnvironment().global_rank != 0:
+                return  # rank 0 speaks for all; srun, or the local controller, ends the others
+            if is_preempted():
+                print(f"{self.step}: preempted: queued again, to begin anew", flush=True)
                 requeue(resources.max_requeues)
+            raise RunError(
+                f"{self.step} did not finish within its time limit, and saves nothing on its way: launch again with a "
+                f"larger resources.timeout_min (on Slurm [slurm.{self.step.kind}] timeout_min), or with more ranks "
+                f"(resources.{self.step.kind}_tasks_per_node)"
+            )
 
-        signal.signal(signal.SIGUSR2, begin_anew)
+        signal.signal(signal.SIGUSR2, leave)
         if self.local_port is not None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher's; submitit's handler passes it over
 
