@@ -28,7 +28,8 @@ class ResourcesConfig(Section):
     evaluate_tasks_per_node: int = Field(default=1, ge=1)
     """Ranks on each node of an evaluation job; one GPU each where the node has them."""
     gpus_per_node: int | None = Field(default=None, ge=0)
-    """None: all GPUs of this machine locally, and on Slurm whatever the partition gives unasked."""
+    """GPUs of each node, of which a rank uses one; 0: the CPU. None: locally whichever this machine has, on Slurm what
+    the partition gives unasked."""
     cpus_per_task: int | None = Field(default=None, ge=1)
     """CPUs of a training rank; None leaves Slurm its default and shares this machine's cores out locally."""
     memory_gb: float | None = Field(default=None, gt=0)
