@@ -53,9 +53,13 @@ def world_from_environment() -> World:
 
 
 def cores_of_rank(world: World) -> int:
-    """Cores that a rank has to itself: as many as Slurm gave it, or its share of those that its process may use."""
+    """Cores that a rank has to itself: as many as Slurm gave it, or its share of those that its process may use.
+
+    Slurm's number is a rank's where each rank is a task of a job that we submitted. Within ``srun --pty bash`` it is
+    that of the shell, whose ranks, started by us or by torchrun, share it.
+    """
     usable = num_usable_cores()
-    if "SLURM_CPUS_PER_TASK" in os.environ:
+    if "SLURM_CPUS_PER_TASK" in os.environ and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         return min(int(os.environ["SLURM_CPUS_PER_TASK"]), usable)
     return max(1, usable // world.local_world_size)
 
