@@ -28,15 +28,17 @@ class ResourcesConfig(Section):
     evaluate_tasks_per_node: int = Field(default=1, ge=1)
     """Ranks on each node of an evaluation job; one GPU each where the node has them."""
     gpus_per_node: int | None = Field(default=None, ge=0)
-    """None: all GPUs of this machine locally, and on Slurm whatever the partition gives unasked."""
+    """GPUs of each node, of which a rank uses one; 0: the CPU. None: locally whichever this machine has, on Slurm what
+    the partition gives unasked."""
     cpus_per_task: int | None = Field(default=None, ge=1)
     """CPUs of a training rank; None leaves Slurm its default and shares this machine's cores out locally."""
     memory_gb: float | None = Field(default=None, gt=0)
     """Memory a node."""
     timeout_min: int = Field(default=1440, ge=1)
-    """Time limit of one job, minutes; on Slurm it is warned ahead of it, saves and goes on in a new one."""
+    """Time limit of one job, minutes; on Slurm a training job is warned ahead of it, saves and goes on in a new one.
+    Index and evaluation jobs save nothing on their way, so one that reaches it has failed."""
     max_requeues: int = Field(default=100, ge=0)
-    """How often a job that was preempted, or reached its time limit, is put into the queue again."""
+    """How often a job that was preempted, or a training job that reached its limit, is put into the queue again."""
     checkpoint_min: float = Field(default=15, gt=0)
     """Minutes between two checkpoints within an epoch."""
     hang_timeout_min: float = Field(default=10, gt=0)

@@ -53,9 +53,13 @@ def world_from_environment() -> World:
 
 
 def cores_of_rank(world: World) -> int:
-    """Cores that a rank has to itself: as many as Slurm gave it, or its share of those that its process may use."""
+    """Cores that a rank has to itself: as many as Slurm gave it, or its share of those that its process may use.
+
+    Slurm's number is a rank's where each rank is a task of a job that we submitted. Within ``srun --pty bash`` it is
+    that of the shell, whose ranks, started by us or by torchrun, share it.
+    """
     usable = num_usable_cores()
-    if "SLURM_CPUS_PER_TASK" in os.environ:
+    if "SLURM_CPUS_PER_TASK" in os.environ and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         return min(int(os.environ["SLURM_CPUS_PER_TASK"]), usable)
     return max(1, usable // world.local_world_size)
 
@@ -77,7 +81,8 @@ def process_group(world: World) -> "Iterator[torch.device]":
         if world.local_world_size > torch.cuda.device_count():
             raise UsageError(
                 f"{world.local_world_size} ranks on a node of {torch.cuda.device_count()} GPUs: set "
-                "resources.tasks_per_node to the number of GPUs, or resources.gpus_per_node = 0 to train on the CPU"
+                "resources.tasks_per_node and gpus_per_node to the number of GPUs, or gpus_per_node = 0 to train on "
+                "the CPU"
             )
         device = torch.device("cuda", world.local_rank)
         torch.cuda.set_device(device)
@@ -101,6 +106,26 @@ def process_group(world: World) -> "Iterator[torch.device]":
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def missing_gpus(asked: int | None) -> str | None:
+    """Why torch sees no GPU where there should be one; None where it sees some, or none is wanted.
+
+    Args:
+        asked: GPUs a node that this job was launched with: 0: it is to run on the CPU; None: whatever there is, and
+            Slurm says in the job's environment what it gave.
+    """
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0") or bool(os.environ.get("SLURM_JOB_GPUS"))
+    if asked == 0 or not (asked or given):
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    whose = "Slurm gave this job some" if given else f"this launch asks for {asked} a node"
+    built_for = torch.version.cuda
+    why = f"is built for CUDA {built_for}, and the driver may be too old for that" if built_for else "is for CPUs alone"
+    return f"torch sees no GPU, though {whose}: torch {torch.__version__} {why}"
 
 
 class PeerLostError(RunError):

@@ -9,6 +9,9 @@ import pytest
 from andscale.config_file import load_config
 from andscale.data.published import PUBLISHED
 from andscale.data.sources import SOURCES
+from andscale.orchestration.slurm import sbatch_script
+from andscale.orchestration.steps import Step
+from andscale.store.run_layout import RunLayout
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 PAPER = sorted(path for path in FOLDER.glob("*.toml") if not path.stem.endswith(("_demo", "_comparison")))
@@ -86,6 +89,22 @@ def test_what_a_head_expects_follows_from_its_settings(path):
     ranks = config.resources.num_nodes * config.resources.tasks_per_node
     assert text["Expect"].startswith(f"{ranks} GPU{'s' if ranks > 1 else ''}")
     assert bool(config.evaluation.linear_epochs) == ("classifiers" in text["Expect"])
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda p: p.stem)
+def test_the_jobs_of_a_config_ask_slurm_for_the_gpus_that_its_head_names(path):
+    wanted = re.search(r"^# Expect: +(\d+) GPU", path.read_text(), re.MULTILINE)
+    for kind in ("index", "train", "evaluate"):
+        script = sbatch_script(RunLayout(Path("runs/x")), Step(kind, 1), load_config(path), [])
+        asked = re.findall(r"^#SBATCH --gpus-per-node=(\d+)$", script, re.MULTILINE)
+        assert asked == ([wanted[1]] if wanted else ["0"]), kind
+
+
+def test_ranks_that_decode_imagenet_get_cpus_for_it():
+    for path in FOLDER.glob("imagenet_*.toml"):
+        for kind in ("index", "train", "evaluate"):
+            script = sbatch_script(RunLayout(Path("runs/x")), Step(kind, 1), load_config(path), [])
+            assert "\n#SBATCH --cpus-per-task=8\n" in script, kind
 
 
 @paper_configs

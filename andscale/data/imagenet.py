@@ -19,6 +19,7 @@ from andscale.data.raw import RawDataset, safe_text
 from andscale.data.tar_archives import Member, list_members, open_archive
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
+from andscale.spelling import spelt
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -63,6 +64,7 @@ def open_imagenet(folder: Path | None) -> RawDataset:
     folder = folder.absolute()
     below = [folder / "ILSVRC" / "Data" / "CLS-LOC", folder / "Data" / "CLS-LOC"]
     root = next((place for place in below if place.is_dir()), folder)
+    _refuse_class_folders(folder, root)
     devkit = _read_devkit(folder)
     train = _list_train(folder, root)
     val = _list_val(folder, root)
@@ -97,6 +99,17 @@ def _train_members(archive: Path) -> Iterator[Member]:
             progress.advance()
 
 
+def _refuse_class_folders(folder: Path, root: Path) -> None:
+    """Raise UsageError where ``val/`` is sorted into class folders, as many keep it: that needs another source."""
+    val = root / "val"
+    folders = list_files(val)[1] if val.is_dir() and not (folder / VAL_TAR).is_file() else []
+    if folders:
+        raise UsageError(
+            f"{val} holds class folders ({safe_text(folders[0])!r}), and imagenet reads val/*.JPEG as published: "
+            f"prepare this layout with {spelt('prepare')} image-folder {safe_text(str(root))} OUT"
+        )
+
+
 def _list_val(folder: Path, root: Path) -> Listing:
     archive = folder / VAL_TAR
     if archive.is_file():
@@ -104,12 +117,7 @@ def _list_val(folder: Path, root: Path) -> Listing:
         return Listing.of_archive(archive, (replace(member, name=f"val/{member.name}") for member in members))
     if not (root / "val").is_dir():
         raise UsageError(f"{folder} holds neither {VAL_TAR} nor {root / 'val'}/")
-    files, folders = list_files(root / "val")
-    if folders:
-        raise UsageError(
-            f"{root / 'val'} holds class folders ({safe_text(folders[0])!r}): that is the layout of the source "
-            "image-folder; imagenet reads val/*.JPEG as published"
-        )
+    files, _ = list_files(root / "val")
     return Listing.of_folder(root, [(f"val/{name}", size) for name, size in files])
 
 
@@ -149,7 +157,7 @@ def _val_labels(listing: Listing, devkit: _Devkit) -> np.ndarray:
 def _read_devkit(folder: Path) -> _Devkit:
     path = next((p for p in (folder / f"{DEVKIT}.tar.gz", folder / DEVKIT) if p.exists()), None)
     if path is None:
-        raise UsageError(f"{folder} holds neither {DEVKIT}.tar.gz nor {DEVKIT}/, which has the validation labels")
+        raise UsageError(f"{folder} holds neither {DEVKIT}.tar.gz nor {DEVKIT}/, which has the labels of val/*.JPEG")
     contents = _read_from(path, "data/meta.mat", _TRUTH)
     ids, numbers, classes = _read_synsets(f"{path}:data/meta.mat", contents[0])
     try:

@@ -14,11 +14,12 @@ import submitit
 
 from andscale.config import RunConfig
 from andscale.config_resources import ResourcesConfig
-from andscale.distributed import PeerLostError, World
-from andscale.errors import AndscaleError
+from andscale.distributed import PeerLostError, World, missing_gpus
+from andscale.errors import AndscaleError, RunError, UsageError
 from andscale.orchestration.reasons import ERROR_MARK, LOST_MARK
 from andscale.orchestration.requeue import is_preempted, requeue
 from andscale.orchestration.steps import Step
+from andscale.spelling import spelt
 from andscale.store.run_record import load_run
 from andscale.training.stopping import Request, StoppedError, StopSignals
 
@@ -82,20 +83,33 @@ class StepJob:
         self._restore_cuda_devices()
         if self.local_port is not None:
             threading.Thread(target=_leave_if_a_rank_is_gone, daemon=True).start()
+        self._check_gpus()
         run_step(self.run, self.step, self._enter_world(resources), signals, self.launched)
 
     def _resources(self) -> ResourcesConfig:
-        return (self.launched or load_run(self.run).config).resources
+        return self._config().resources
+
+    def _config(self) -> RunConfig:
+        return self.launched or load_run(self.run).config
 
     def _leave_at_signals(self, resources: ResourcesConfig) -> None:
-        """Index and evaluation jobs are minutes of work and save nothing on their way: they begin anew."""
+        """Index and evaluation jobs save nothing on their way: one that is preempted begins anew, and one that is out
+        of time ends, for it would be again.
+        """
 
-        def begin_anew(_: int, __: FrameType | None) -> None:
-            if submitit.JobEnvironment().global_rank == 0:
-                print(f"{self.step}: SIGUSR2: queued again, to begin anew", flush=True)
+        def leave(_: int, __: FrameType | None) -> None:
+            if submitit.JobEnvironment().global_rank != 0:
+                return  # rank 0 speaks for all; srun, or the local controller, ends the others
+            if is_preempted():
+                print(f"{self.step}: preempted: queued again, to begin anew", flush=True)
                 requeue(resources.max_requeues)
+            raise RunError(
+                f"{self.step} did not finish within its time limit, and saves nothing on its way: launch again with a "
+                f"larger resources.timeout_min (on Slurm [slurm.{self.step.kind}] timeout_min), or with more ranks "
+                f"(resources.{self.step.kind}_tasks_per_node)"
+            )
 
-        signal.signal(signal.SIGUSR2, begin_anew)
+        signal.signal(signal.SIGUSR2, leave)
         if self.local_port is not None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher's; submitit's handler passes it over
 
@@ -126,6 +140,29 @@ class StepJob:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.cuda_devices
+
+    def _gpus_asked(self) -> int | None:
+        """GPUs a node that this job was submitted with; 0 where ``[resources]`` wants none of them used."""
+        config = self._config()
+        if self.local_port is not None or config.resources.gpus_per_node == 0:
+            return config.resources.gpus_per_node
+        return config.slurm.of_step(self.step.kind, config.resources).gpus_per_node
+
+    def _check_gpus(self) -> None:
+        """On Slurm, a job that has GPUs which torch does not see ends: it would take weeks on the CPU, unnoticed.
+
+        A machine without Slurm may have none: a config that asks for some goes on there, and says so.
+        """
+        missing = missing_gpus(self._gpus_asked())
+        if missing is None:
+            return
+        if self.local_port is None:
+            raise UsageError(
+                f"{missing}; run {spelt('doctor')} on this node and install a torch that fits its driver, or launch "
+                "with resources.gpus_per_node = 0 to run on the CPU"
+            )
+        if submitit.JobEnvironment().global_rank == 0:
+            print(f"{self.step} runs on the CPU: {missing}", flush=True)
 
 
 def run_step(run: Path, step: Step, world: World, signals: StopSignals, launched: RunConfig | None) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -110,6 +111,23 @@ def test_a_missing_piece_of_imagenet_is_named(own_tars, name, message):
     (own_tars / name).unlink()
     with pytest.raises(UsageError, match=message):
         open_source("imagenet", own_tars)
+
+
+@pytest.mark.parametrize("has_devkit", [True, False])
+@pytest.mark.parametrize("below", ["ILSVRC/Data/CLS-LOC", "."])
+def test_class_folders_in_val_lead_to_the_source_that_reads_them(tmp_path, below, has_devkit):
+    synthetic.write_imagenet_folders(tmp_path, 4, 3, 2, below)
+    if not has_devkit:
+        shutil.rmtree(tmp_path / "ILSVRC2012_devkit_t12")
+    val = tmp_path / below / "val"
+    for number, image in enumerate(sorted(val.iterdir())):
+        (val / synthetic.WNIDS[number % 4]).mkdir(exist_ok=True)
+        image.rename(val / synthetic.WNIDS[number % 4] / image.name)
+    with pytest.raises(UsageError) as error:
+        open_source("imagenet", tmp_path)
+    assert str(error.value).endswith(f"prepare this layout with tools/prepare_shards.py image-folder {val.parent} OUT")
+    raw = open_source("image-folder", val.parent)
+    assert (len(raw.classes), len(raw.splits["train"]), len(raw.splits["val"])) == (4, 12, 8)
 
 
 @pytest.mark.parametrize("name", [TRAIN, VAL])

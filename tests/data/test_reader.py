@@ -190,11 +190,16 @@ def test_threads_are_those_of_the_ranks_share_of_the_cores(digits, monkeypatch):
     from andscale import distributed as module
 
     monkeypatch.setattr(module, "num_usable_cores", lambda: 16)
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    for name in ("SLURM_CPUS_PER_TASK", "SUBMITIT_EXECUTOR"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert _reader(digits, workers=None)._num_threads == 4
     assert _reader(digits, workers=0)._num_threads == 0
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "7")
+    assert _reader(digits, workers=None)._num_threads == 4  # of torchrun, in a shell that Slurm gave seven cores
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    assert _reader(digits, workers=None)._num_threads == 4
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     assert _reader(digits, workers=None)._num_threads == 7
 
 

@@ -5,14 +5,18 @@ import re
 import shlex
 import shutil
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 import pytest
-from doc_blocks import LANGUAGES, PAGES, SHELLS, blocks, commands, name_of, unfenced
+from doc_blocks import LANGUAGES, PAGES, ROOT, SHELLS, blocks, commands, name_of, unfenced
 from doc_office import ADDRESS, COMMANDS, DEMO, command_of, make_office, parse, quick_jobs, served, type_it
 
-from andscale.config_file import build_config
+from andscale.config_file import build_config, load_config
+from andscale.orchestration.slurm import sbatch_script
+from andscale.orchestration.steps import Step
+from andscale.store.run_layout import RunLayout
 
 pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
@@ -145,6 +149,23 @@ def test_every_exception_is_still_needed():
     assert not unused
     short = [line.removeprefix(".venv/bin/") for line in lines]
     assert not [p for p in NOT_RUN if not any(re.fullmatch(p, line) for line in (*lines, *short))]
+
+
+def test_the_first_try_on_slurm_comes_first_and_asks_for_half_an_hour_in_each_of_its_jobs(tmp_path, monkeypatch):
+    page = [block for block in blocks(ROOT / "docs" / "slurm.md") if block.title or block.language in SHELLS]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (file,) = [block for block in page if block.title]
+    Path(file.title).write_text(file.text)
+    launches = [words for block in page if block.language in SHELLS for words in commands(block)
+                if "jobs/launch_round.py" in words]  # fmt: skip
+    first = launches[0]
+    assert "runs/try" in first
+    settings = [word for before, word in pairwise(first) if before == "--set"]
+    config = load_config(Path(file.title), settings)
+    for kind in ("index", "train", "evaluate"):
+        script = sbatch_script(RunLayout(Path("runs/try")), Step(kind, 1), config, [])
+        assert "\n#SBATCH --time=30\n" in script, kind
 
 
 def spoken_commands():

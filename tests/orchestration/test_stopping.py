@@ -182,25 +182,48 @@ def test_a_job_that_cannot_be_requeued_says_so(tmp_path, monkeypatch, restarts, 
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_an_index_job_is_queued_again_at_once_by_its_rank_0(monkeypatch, tmp_path, rank):
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    monkeypatch.setenv("SLURM_PROCID", str(rank))
-    asked = []
-    monkeypatch.setattr(jobs, "requeue", asked.append)
+@pytest.fixture
+def warned(monkeypatch, tmp_path):
+    """A function of a step, a rank and whether Slurm preempts: the rank's job, warned while it works; returns with
+    what it asked ``requeue`` for.
+    """
+    asked, config = [], build_config({"data": {"dataset": "x"}, "resources": {"max_requeues": 7}}, "test")
+
+    def requeue(max_requeues):
+        asked.append(max_requeues)
+        raise SystemExit(0)
+
+    def warn(step, rank, is_preempted):
+        for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "4711", "SLURM_PROCID": str(rank)}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(jobs, "is_preempted", lambda: is_preempted)
+        jobs.StepJob(tmp_path, step, launched=config)()
+
+    monkeypatch.setattr(jobs, "requeue", requeue)
     monkeypatch.setattr(jobs, "run_step", lambda *_: os.kill(os.getpid(), signal.SIGUSR2))
     monkeypatch.setattr(jobs.StepJob, "_enter_world", lambda *_: None)
     before = signal.getsignal(signal.SIGUSR2)
-    try:
-        jobs.StepJob(
-            tmp_path,
-            Step("index", 1),
-            launched=build_config({"data": {"dataset": "x"}, "resources": {"max_requeues": 7}}, "test"),
-        )()
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-    assert asked == [7][rank:]
+    yield warn, asked
+    signal.signal(signal.SIGUSR2, before)
+
+
+def test_an_index_job_that_is_preempted_is_queued_again_at_once_by_its_rank_0(warned):
+    warn, asked = warned
+    warn(Step("index", 1), 1, is_preempted=True)
+    assert asked == []
+    with pytest.raises(SystemExit) as caught:
+        warn(Step("index", 1), 0, is_preempted=True)
+    assert (asked, caught.value.code) == ([7], 0)
+
+
+def test_an_evaluation_that_is_out_of_time_ends_with_one_line_and_is_not_queued_again(warned, capsys):
+    warn, asked = warned
+    with pytest.raises(RunError):
+        warn(Step("evaluate", 1), 0, is_preempted=False)
+    assert asked == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{ERROR_MARK}evaluate round 1 did not finish within its time limit, and saves nothing on")
+    assert "(on Slurm [slurm.evaluate] timeout_min), or with more ranks (resources.evaluate_tasks_per_node)" in line
 
 
 @pytest.fixture(scope="module")
