@@ -13,7 +13,7 @@ from andscale.errors import RunError
 from andscale.evaluation.record import read_evaluation
 from andscale.orchestration.steps import Step, outputs, steps_of_round
 from andscale.reproduction.curves import curves_markdown, draw_curves, epochs_until, spread
-from andscale.reproduction.runs import Plan, PlannedRun, arms_of, columns_of, planned_runs, stand_in
+from andscale.reproduction.plan import Plan, PlannedRun, arms_of, columns_of, planned_runs, stand_in
 from andscale.reproduction.tables import Column
 from andscale.store import artifacts
 from andscale.store.files import write_file

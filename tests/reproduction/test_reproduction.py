@@ -3,8 +3,9 @@ import pytest
 from andscale.errors import RunError, UsageError
 from andscale.orchestration.sharing import initialisation_digest
 from andscale.reproduction import runs as running
+from andscale.reproduction.plan import SCALES, Plan, describe_plan, planned_runs
 from andscale.reproduction.results import collect, markdown
-from andscale.reproduction.runs import SCALES, Plan, describe_plan, planned_runs, run_all
+from andscale.reproduction.runs import run_all
 from andscale.reproduction.tables import all_tables, table_named
 from andscale.store.run_record import create_run
 from golden import assert_golden
