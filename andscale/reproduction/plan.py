@@ -1,10 +1,10 @@
 """From a table to its runs: which there are, and who shares round 0 with whom."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from andscale.config import RunConfig
-from andscale.config_file import load_config
+from andscale.config_file import flatten, load_config
 from andscale.errors import UsageError
 from andscale.orchestration.launch import LaunchRequest
 from andscale.orchestration.sharing import initialisation_digest
@@ -20,6 +20,9 @@ STAND_INS = {
     "fashion": "fashion-mnist",
 }
 """Data sets of the small scale; those not named here are stood in for by digits, None: the rows are left out."""
+_ELSEWHERE = "where the data lie elsewhere, make these links to them, or run in a folder whose data/ is such a link"
+_TELL_APART = {"data.dataset": ("data sets", _ELSEWHERE), "model.backbone": ("networks", "leave it out")}
+"""What configs of a table's rows differ in by design: its name, and what to do in the place of one for all."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,9 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
     """Every run of a table once, in the order in which they are launched; equal settings are one run.
 
     Raises:
-        UsageError: a setting is wrong, or no row is left.
+        UsageError: a setting is wrong or would make one of several rows or seeds, or no row is left.
     """
+    _refuse_overrides(plan)
     runs: list[PlannedRun] = []
     donors: dict[str, Path] = {}
     for seed in range(plan.seeds):
@@ -105,6 +109,7 @@ def planned_runs(plan: Plan) -> list[PlannedRun]:
             runs.append(PlannedRun(arm, seed, request, config, donor if takes_over else None))
     if not runs:
         raise UsageError(f"{plan.table.name} has no row at scale {plan.scale}")
+    _refuse_merged(plan, runs)
     return runs
 
 
@@ -144,9 +149,59 @@ def is_repeated(runs: list[PlannedRun], place: int) -> bool:
     return any(run.root == runs[place].root for run in runs[:place])
 
 
+def _refuse_overrides(plan: Plan) -> None:
+    """Raise UsageError where an override sets what tells rows or seeds apart: one run would stand in several rows."""
+    for name in (override.partition("=")[0].strip() for override in plan.overrides):
+        if name == "seed":
+            raise UsageError(
+                "--set seed: it tells the runs of a row apart: leave it out, choose their number with --seeds"
+            )
+        for arm in arms_of(plan):
+            own = [setting for setting in _arm_settings(plan, arm) if _overlap(name, setting.partition("=")[0])]
+            if own:
+                raise UsageError(
+                    f"--set {name}: row {arm.label!r} of {plan.table.name} sets it itself ({own[0]}): leave it out"
+                )
+        for key, (what, remedy) in _TELL_APART.items():
+            if not _overlap(name, key):
+                continue
+            known = {str(flatten(_without_overrides(plan, arm, 0).model_dump())[key]) for arm in arms_of(plan)}
+            if len(known) > 1:
+                differ = f"the rows of {plan.table.name} have different {what} ({', '.join(sorted(known))})"
+                raise UsageError(f"--set {name}: {differ}: {remedy}")
+
+
+def _refuse_merged(plan: Plan, runs: list[PlannedRun]) -> None:
+    """Raise UsageError where overrides make one run of rows or seeds that are several without them."""
+    seen: dict[Path, tuple[PlannedRun, str]] = {}
+    for run in runs if plan.overrides else ():
+        digest = _without_overrides(plan, run.arm, run.seed).digest()
+        first, its_digest = seen.setdefault(run.root, (run, digest))
+        if digest != its_digest:
+            one, other = (f"{r.arm.label!r}, seed {r.seed}," for r in (first, run))
+            raise UsageError(
+                f"--set {' '.join(plan.overrides)}: {one} and {other} would be one run: leave out what makes them alike"
+            )
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one of two settings is the other or a section that it stands in."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def _without_overrides(plan: Plan, arm: Arm, seed: int) -> RunConfig:
+    path, settings = _settings(replace(plan, overrides=()), arm, seed)
+    return load_config(path, list(settings))
+
+
+def _arm_settings(plan: Plan, arm: Arm) -> tuple[str, ...]:
+    """What a row sets itself."""
+    return arm.settings if plan.scale == "full" else arm.smoke or arm.settings
+
+
 def _settings(plan: Plan, arm: Arm, seed: int) -> tuple[Path, tuple[str, ...]]:
     if plan.scale == "full":
-        return Path(f"configs/{arm.config}.toml"), (*arm.settings, f"seed={seed}", *plan.overrides)
+        return Path(f"configs/{arm.config}.toml"), (*_arm_settings(plan, arm), f"seed={seed}", *plan.overrides)
     small = [
         *("resources.tasks_per_node=1", "evaluation.num_neighbours=20", f"data.dataset=data/{stand_in(arm)}"),
         *("data.max_train_samples=1000", "data.max_val_samples=360"),
@@ -154,5 +209,5 @@ def _settings(plan: Plan, arm: Arm, seed: int) -> tuple[Path, tuple[str, ...]]:
     if stand_in(arm) == "fashion-mnist":
         small += ["data.image_size=16", "data.max_train_samples=2000", "data.max_val_samples=1000"]
     small += plan.table.smoke
-    small += arm.smoke or arm.settings
+    small += _arm_settings(plan, arm)
     return Path("configs/digits_demo.toml"), (*small, f"seed={seed}", *plan.overrides)
