@@ -75,6 +75,11 @@ def adopt_initialisation(donor: Path, request: LaunchRequest) -> bool:
     return True
 
 
+def has_begun_round_0(root: Path) -> bool:
+    """Whether a run trains round 0 itself, or did; False where it took it over, or nothing of it has begun."""
+    return _has_begun(RunLayout(root), outputs(RunLayout(root), _TRAIN))
+
+
 def _initialisation(config: RunConfig) -> dict[str, Any]:
     record = {name: part for name, part in config.scientific_record().items() if name not in _AFTER_ROUND_0}
     method = config.method

@@ -76,7 +76,7 @@ class PlannedRun:
         place = self.config.data.dataset
         most = self.config.data.max_train_samples
         known = PUBLISHED.get(Path(place).name)
-        if "://" not in place and not (Path(place) / "dataset.json").exists() and (known or most):
+        if unprepared([self]) and (known or most):
             number = known.train if known else most or 0
         else:
             number = open_dataset(as_place(place)).splits["train"].num_samples
@@ -138,10 +138,15 @@ def describe_plan(plan: Plan) -> str:
         lines.append(
             f"run {number} of {len(runs)}: {run.arm.label}, seed {run.seed}: {run.root.name}{shares}, {images:,} images"
         )
-    places = sorted({run.config.data.dataset for run in runs})
-    absent = [place for place in places if not (Path(place) / "dataset.json").exists()]
+    absent = unprepared(runs)
     lines.append(f"{total:,} images to train on, with repetition" + (f"; not prepared: {absent}" if absent else ""))
     return "\n".join(lines)
+
+
+def unprepared(runs: list[PlannedRun]) -> list[str]:
+    """The data sets of runs that are not prepared; one on a server is not asked for."""
+    places = sorted({run.config.data.dataset for run in runs})
+    return [place for place in places if "://" not in place and not (Path(place) / "dataset.json").exists()]
 
 
 def is_repeated(runs: list[PlannedRun], place: int) -> bool:

@@ -121,6 +121,12 @@ def test_images_are_counted_from_the_published_numbers_where_nothing_is_prepared
     assert f"{50_000 * 200 * 6:,} images to train on" in describe_plan(Plan(table_named("table6"), "full", 1))
 
 
+def test_a_data_set_on_a_server_is_not_called_unprepared(monkeypatch, digits):
+    monkeypatch.setattr("andscale.data.shards.open_dataset", lambda place: digits)
+    plan = Plan(table_named("table6"), "full", 1, ("data.dataset=https://example.org/cifar10",))
+    assert describe_plan(plan).endswith("images to train on, with repetition")
+
+
 def test_what_waits_for_a_round_0_is_said_and_not_launched(tmp_path, monkeypatch, capsys, digits):
     plan = Plan(table_named("table6"), "smoke", 1, (f"data.dataset={digits.root}",), root=tmp_path)
     monkeypatch.setattr(running, "launch", lambda request: None)  # as Slurm: submitted, not done
