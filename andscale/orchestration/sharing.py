@@ -2,7 +2,7 @@
 
 Round 0 trains instances (eq 2) and knows no neighbourhoods, so runs that differ in k, R or what is evaluated, and the
 baseline of instances, have the same one. A run that takes it over from another publishes copies as its own artefacts,
-with its own config's hash and the same parent, the data set; their figures say where they came from.
+with its own config's hash and the same parent, the data set; their figures say who trained them, copies ago or not.
 """
 
 import json
@@ -119,5 +119,11 @@ def _adopt(donor: Path, root: Path, name: str, kind: str, provenance: artifacts.
             shutil.copyfile(donor / name / record.name, draft.path(record.name))
             if draft.add(record.name, record.rows) != record:
                 raise RunError(f"{donor / name / record.name} does not have the hash of its record: it is damaged")
-        draft.figures.update(manifest.figures)
-        draft.figures["adopted_from"] = {"run": donor.name, "digest": manifest.digest, "seconds": manifest.seconds}
+        trained = {
+            "run": donor.name,
+            "digest": manifest.digest,
+            "seconds": manifest.seconds,
+            "commit": manifest.commit,
+        }
+        # a donor that took it over itself names the run that trained it
+        draft.figures.update({"adopted_from": trained} | dict(manifest.figures))
