@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 
 from andscale.errors import RunError, UsageError
@@ -27,7 +29,10 @@ RECORD = {
             "values": {"kNN": values},
             "published": known,
             "stand_in": "digits",
-            "runs": [{"run": f"runs/{label}-{s}", "seed": s, "config_hash": f"hash{s}"} for s in (0, 1)],
+            "runs": [
+                {"run": f"runs/{label}-{s}", "seed": s, "config_hash": f"hash{s}", "training_ranks": [1]}
+                for s in (0, 1)
+            ],
         }
         for label, values, known in (("One-off", [80.0, 82.0], {}), ("Curriculum", [83.0, 84.0], {"kNN": [86.3, "S"]}))
     ],
@@ -36,6 +41,16 @@ RECORD = {
 
 def test_the_table_is_as_recorded():
     assert_golden("reproduced-table.md", markdown(RECORD, "python tools/reproduce.py table6 --scale smoke --seeds 2"))
+
+
+def test_unlike_numbers_of_ranks_are_said():
+    record = copy.deepcopy(RECORD)
+    assert "ranks" not in markdown(record, "")
+    record["rows"][1]["runs"][0]["training_ranks"] = [1, 4]
+    said = "1 for One-off, seed 0; One-off, seed 1; Curriculum, seed 1. 1 and 4 for Curriculum, seed 0"
+    assert f"batch norm sees a rank's share of a batch, so this changes results beside the settings): {said}\n" in (
+        markdown(record, "")
+    )
 
 
 @pytest.mark.parametrize("scale", SCALES)
