@@ -13,7 +13,8 @@ _TIMED_STEPS = 16
 
 
 class PartClock:
-    """Times the parts of some steps of an epoch, evenly spread; on GPUs by events, so that nothing waits for it.
+    """Times the parts of some steps of an epoch, each in the middle of its share: the first step, which starts the
+    reader, would otherwise stand for a sixteenth of a long epoch. On GPUs it does so by events, and nothing waits for it.
 
     Args:
         device: where the steps run.
@@ -22,7 +23,7 @@ class PartClock:
 
     def __init__(self, device: torch.device, num_steps: int):
         self._on_gpu = device.type == "cuda"
-        self._timed = {num_steps * i // _TIMED_STEPS for i in range(_TIMED_STEPS)}
+        self._timed = {num_steps * (2 * i + 1) // (2 * _TIMED_STEPS) for i in range(_TIMED_STEPS)}
         self._spans: list[tuple[str, Any, Any]] = []
         self._last: Any = None
 
