@@ -13,8 +13,9 @@ _TIMED_STEPS = 16
 
 
 class PartClock:
-    """Times the parts of some steps of an epoch, each in the middle of its share: the first step, which starts the
-    reader, would otherwise stand for a sixteenth of a long epoch. On GPUs it does so by events, and nothing waits for it.
+    """Times the parts of some steps of an epoch, each in the middle of its share; on GPUs by events: nothing waits.
+
+    The first step, which starts the reader, would otherwise stand for a sixteenth of a long epoch.
 
     Args:
         device: where the steps run.
