@@ -31,8 +31,9 @@ def reproduce_table(
     \b
     Example: python tools/reproduce.py table6 --scale smoke
     """
+    from andscale.reproduction.plan import SCALES, Plan, describe_plan
     from andscale.reproduction.results import write_results
-    from andscale.reproduction.runs import SCALES, Plan, describe_plan, run_all
+    from andscale.reproduction.runs import run_all
     from andscale.reproduction.tables import table_named
 
     if scale not in SCALES:

@@ -1,8 +1,8 @@
 """The typed, frozen sections of a run; ``config_file`` reads them.
 
 Every section refuses unknown keys and names the valid ones. ``[resources]`` and ``[slurm]`` (``config_resources``) say
-where and how steps are run and may change from launch to launch; everything else decides the results, is frozen at the
-first launch and hashed.
+where and how steps are run and may change from launch to launch, as may ``READ_ANYHOW`` of ``[data]``; everything else
+decides the results, is frozen at the first launch and hashed.
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from andscale.config_data import READ_ANYHOW, AugmentConfig, DataConfig
 from andscale.config_resources import ResourcesConfig, Section, SlurmConfig
 
 BACKBONES = ("small_resnet", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101")
@@ -24,50 +25,6 @@ _CAME_LATER = (
 """At their defaults they stay out of the hash, so that runs from before they came go on."""
 _LEAST_IMAGE_SIZE = {("alexnet", "imagenet"): 63, ("alexnet", "small"): 15}
 """Smaller images leave nothing after the last pooling: 63 -> 15 -> 7 -> 3 -> 1 and 15 -> 7 -> 3 -> 1."""
-
-
-class DataConfig(Section):
-    """Which prepared data set is read, and how."""
-
-    dataset: str
-    """Folder made by tools/prepare_shards.py, relative paths are taken from where the run is first launched; or the
-    URL of such a folder on an HTTP server or object store (http, https, s3, gs, az, abfs)."""
-    image_size: int = Field(default=32, ge=4, le=1024)
-    """Height and width of the network's input, pixels."""
-    max_train_samples: int | None = Field(default=None, ge=2)
-    """Use the first so many training images only; None uses all."""
-    max_val_samples: int | None = Field(default=None, ge=1)
-    """Use the first so many validation images only; None uses all."""
-    in_memory_bytes: int = Field(default=2 * 1024**3, ge=0)
-    """Images of one common size are decoded once and held as uint8 in every rank up to this size; larger splits are
-    read from the shards. 0 always reads from the shards."""
-    num_workers: int | None = Field(default=None, ge=0)
-    """Reading and decoding threads a rank, where images are read from the shards; None: as many as the rank has cores.
-    """
-    shuffle: Literal["full", "chunked"] = "full"
-    """Order of an epoch. ``full``: any permutation. ``chunked``: chunks of consecutive samples in random order, mixed
-    over a sliding window of 64 of them, so that disks are read in long pieces; of a URL, chunks are whole shards and
-    the window is 8 of them."""
-    chunk_samples: int = Field(default=128, ge=1)
-    """Samples of a chunk, which is read at once; 64 chunks and a few more are held in memory, by all ranks together."""
-    cache_dir: str | None = None
-    """Where shards of a URL are kept on each node; None: a folder of the user's in the temporary folder."""
-    cache_bytes: int = Field(default=64 * 1024**3, ge=0)
-    """Shards of a URL are kept up to so many bytes a node: all of them with ``full``, 13 with ``chunked``."""
-
-
-class AugmentConfig(Section):
-    """Training augmentation; the defaults are those of the published code, which does not flip."""
-
-    min_crop_scale: float = Field(default=0.2, gt=0, le=1)
-    """Least area of the random-resized crop, as a fraction of the image's."""
-    flip_probability: float = Field(default=0.5, ge=0, le=1)
-    brightness: float = Field(default=0.4, ge=0, le=1)
-    contrast: float = Field(default=0.4, ge=0, le=1)
-    saturation: float = Field(default=0.4, ge=0, le=1)
-    hue: float = Field(default=0.4, ge=0, le=0.5)
-    """Greatest rotation of the hue, in turns."""
-    grayscale_probability: float = Field(default=0.2, ge=0, le=1)
 
 
 class ModelConfig(Section):
@@ -286,8 +243,12 @@ class RunConfig(Section):
         return self
 
     def scientific_record(self) -> dict[str, Any]:
-        """All that decides the results: every section but ``[resources]`` and ``[slurm]``, as plain JSON values."""
+        """All that decides the results, as plain JSON values: every section but ``[resources]`` and ``[slurm]``.
+
+        What may differ from launch to launch stands at its default, as in the hashes of runs from before it might.
+        """
         record = self.model_dump(mode="json", exclude={"resources", "slurm"})
+        record["data"] |= {key: DataConfig.model_fields[key].default for key in READ_ANYHOW}
         for section, key in _CAME_LATER:
             if record[section][key] == type(getattr(self, section)).model_fields[key].default:
                 del record[section][key]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from andscale.config import AugmentConfig, DataConfig
+from andscale.config_data import AugmentConfig, DataConfig
 from benchmarks.table import NOT_KNOWN, markdown, number
 
 SIZE, BATCH = 224, 50

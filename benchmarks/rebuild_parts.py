@@ -41,7 +41,7 @@ def measure_parts(features: np.ndarray, folder: Path, tau: float) -> dict[str, f
         found = discover(features, Request(1, tau))
     settings = IndexConfig()
     with _clock(parts, f"check {settings.check_rows} rows in float64"):
-        claims = Claims(0, found.neighbour_ids, found.similarities, found.entropies, "bfloat16" in found.engine)
+        claims = Claims(0, found.neighbour_ids, found.similarities, found.entropies, "float16" in found.engine)
         check_against_float64(features, claims, tau, check_rows(len(features), settings.check_rows, 0), ring)
     with _clock(parts, "select anchors"):
         is_anchor = select_anchors(found.entropies, 1, 4)

@@ -53,6 +53,8 @@ def run_ranks(function, world_size, *arguments, grouped=True):
 
 def _rank(queue, function, world, port, arguments, grouped):
     torch.set_num_threads(1)
+    if world.world_size > max(1, torch.cuda.device_count()):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # more ranks than GPUs: on the CPU, as where there is none
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     try:
         with process_group(world) if grouped else contextlib.nullcontext():

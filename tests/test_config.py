@@ -105,6 +105,15 @@ def test_what_a_method_cannot_do_is_refused():
             build_config(MINIMAL | section, "test")
 
 
+def test_how_fast_images_come_may_differ_from_launch_to_launch():
+    first = build_config(MINIMAL, "test")
+    other = {"dataset": "data/x", "num_workers": 2, "cache_dir": "/scratch", "cache_bytes": 10**9}
+    second = build_config({"data": other}, "test")
+    assert config_differences(first, second) == []
+    assert first.digest() == second.digest()
+    assert config_differences(first, build_config({"data": other | {"in_memory_bytes": 0}}, "test"))
+
+
 def test_differences_are_listed_but_resources_may_differ():
     old = build_config(MINIMAL, "test")
     new = build_config(MINIMAL | {"method": {"num_neighbours": 5}, "slurm": {"partition": "gpu"}}, "test")

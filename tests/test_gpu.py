@@ -37,7 +37,7 @@ def test_the_objective_on_the_gpu_equals_the_equations(rng):
 
 def test_discovery_on_the_gpu_equals_the_equations(rng):
     features = reference.unit_rows(rng, 300, 16, clusters=5)
-    found = discover(features, Request(3, 0.1))
+    found = discover(features, Request(3, 0.1, "float32"))
     for i in range(0, 300, 7):
         _, similarities = reference.neighbours(features, i, 3)
         np.testing.assert_allclose(found.similarities[i], similarities, atol=1e-6)

@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "andscale").rglob("*.py"))
 # a part may import its own and lower levels
 LEVELS = [
     {"errors", "spelling"},
-    {"config", "config_file", "config_resources", "store"},
+    {"config", "config_data", "config_file", "config_resources", "store"},
     {"event_log", "metrics", "distributed"},
     {"data"},
     {"training", "indexing"},

@@ -6,7 +6,7 @@ from safetensors.numpy import load_file
 from andscale.config_file import build_config
 from andscale.store.features import read_features
 from andscale.store.run_layout import RunLayout
-from andscale.store.run_record import create_run
+from andscale.store.run_record import create_run, load_run
 
 
 def digits_config(digits, **sections):
@@ -27,6 +27,14 @@ def start_run(root, digits, **sections):
     """A new run folder; returns its layout."""
     create_run(root, digits_config(digits, **sections), digits.root, digits.fingerprint)
     return RunLayout(root)
+
+
+def launched(root, **sections):
+    """The config of a launch of a run that brings settings of its own."""
+    values = load_run(root).config.model_dump(mode="json")
+    for name, section in sections.items():
+        values[name] |= section
+    return build_config(values, "test")
 
 
 def trained_state(layout, number):

@@ -4,14 +4,15 @@ All randomness of a batch is drawn at once from (seed, round, epoch, step) for t
 its slice: the same sample sees the same crop and colours on one rank or on a hundred, before and after a restart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from andscale.config import AugmentConfig
+from andscale.config_data import AugmentConfig
+from andscale.data.device_feed import to_device
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -122,10 +123,10 @@ def crop_and_resize(images: Tensor, boxes: np.ndarray, flips: np.ndarray, image_
         (B, 3, S, S) float32 in [0, 1], on the images' device.
     """
     values = images.to(torch.float32) / 255
-    box = torch.from_numpy(boxes).to(images.device)
+    box = to_device(boxes, images.device)
     rows = _resize_weights(box[:, 0], box[:, 2], images.shape[2], image_size)
     columns = _resize_weights(box[:, 1], box[:, 3], images.shape[3], image_size)
-    flip = torch.from_numpy(flips).to(images.device)
+    flip = to_device(flips, images.device)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     return rows[:, None] @ values @ columns.transpose(1, 2)[:, None]
 
@@ -140,22 +141,22 @@ def jitter_colours(images: Tensor, draw: AugmentationDraw) -> Tensor:
     Returns:
         (B, 3, H, W) float32 in [0, 1].
     """
-    factors = torch.from_numpy(draw.jitter).to(images.device)[:, :, None, None, None]
+    factors = to_device(draw.jitter, images.device)[:, :, None, None, None]
     neutral = (1.0, 1.0, 1.0, 0.0)
     steps: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (_brightness, _contrast, _saturation, _hue)
     for which in draw.orders[0] if len(draw.orders) else ():
         if (draw.jitter[:, which] != neutral[which]).any():
             images = steps[which](images, factors[:, which])
     if draw.grayscale.any():
-        gray = torch.from_numpy(draw.grayscale).to(images.device)
+        gray = to_device(draw.grayscale, images.device)
         images = torch.where(gray[:, None, None, None], _luma(images), images)
     return images
 
 
 def normalise(images: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] -> zero mean and unit variance by ImageNet's statistics."""
-    mean = images.new_tensor(PIXEL_MEAN)[:, None, None]
-    std = images.new_tensor(PIXEL_STD)[:, None, None]
+    mean = _channels(PIXEL_MEAN, images)
+    std = _channels(PIXEL_STD, images)
     return (images - mean) / std
 
 
@@ -179,9 +180,13 @@ def _resize_weights(start: Tensor, length: Tensor, size_in: int, size_out: int) 
     return weights / weights.sum(dim=2, keepdim=True)
 
 
+def _channels(values: Sequence[float], images: Tensor) -> Tensor:
+    """(3, 1, 1): a number for each channel, as the images have them."""
+    return to_device(np.array(values, np.float32), images.device).to(images.dtype)[:, None, None]
+
+
 def _luma(images: Tensor) -> Tensor:
-    weights = images.new_tensor(_LUMA)[:, None, None]
-    return (images * weights).sum(dim=1, keepdim=True)
+    return (images * _channels(_LUMA, images)).sum(dim=1, keepdim=True)
 
 
 def _brightness(images: Tensor, factor: Tensor) -> Tensor:

@@ -100,13 +100,13 @@ def _train_members(archive: Path) -> Iterator[Member]:
 
 
 def _refuse_class_folders(folder: Path, root: Path) -> None:
-    """Raise UsageError where ``val/`` is sorted into class folders, as many keep it: it needs no devkit, nor this source."""
+    """Raise UsageError where ``val/`` is sorted into class folders, as many keep it: that needs another source."""
     val = root / "val"
     folders = list_files(val)[1] if val.is_dir() and not (folder / VAL_TAR).is_file() else []
     if folders:
         raise UsageError(
-            f"{val} holds class folders ({safe_text(folders[0])!r}), and imagenet reads val/*.JPEG as published: prepare "
-            f"this layout with {spelt('prepare')} image-folder {safe_text(str(root))} OUT"
+            f"{val} holds class folders ({safe_text(folders[0])!r}), and imagenet reads val/*.JPEG as published: "
+            f"prepare this layout with {spelt('prepare')} image-folder {safe_text(str(root))} OUT"
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from andscale.config import AugmentConfig, DataConfig
+from andscale.config_data import AugmentConfig, DataConfig
 from andscale.data.augment import (
     AugmentationDraw,
     crop_and_resize,
@@ -26,6 +26,7 @@ from andscale.data.augment import (
     training_boxes,
 )
 from andscale.data.decoding import colours_of, decode_and_transform, transform_held
+from andscale.data.device_feed import one_ahead, to_device
 from andscale.data.images import image_size
 from andscale.data.order import batch_bounds, chunked_order, epoch_order, rank_counts
 from andscale.data.samples import ReadingPlan, open_source
@@ -153,8 +154,7 @@ class SplitReader:
                 draw = draw_augmentation(augment, len(ids), (*key, step))
                 yield _Request(step, ids[mine], draw[mine], counts)
 
-        for request, images in self._images(requests(), np.concatenate([ids[mine] for _, mine, ids in shares])):
-            ids = torch.from_numpy(request.sample_ids).to(self.device)
+        for request, ids, images in self._images(requests(), np.concatenate([ids[mine] for _, mine, ids in shares])):
             yield Batch(request.step, ids, images, request.counts)
 
     def in_order(self, batch_size: int, rows: range | None = None) -> Iterator[Tensor]:
@@ -170,7 +170,7 @@ class SplitReader:
             _Request(step, ids[start : start + batch_size], None, [])
             for step, start in enumerate(range(0, len(ids), batch_size))
         )
-        for _, images in self._images(requests, ids):
+        for _, _, images in self._images(requests, ids):
             yield images
 
     def order(self, key: tuple[int, int, int]) -> np.ndarray:
@@ -179,44 +179,37 @@ class SplitReader:
             return epoch_order(self.num_samples, *key)
         return chunked_order(self.source.cuts, self.source.window, key)
 
-    def _images(self, requests: Iterator[_Request], sample_ids: np.ndarray) -> Iterator[tuple[_Request, Tensor]]:
-        """The network's input for each request: (b, 3, S, S) float32 on the device.
+    def _images(
+        self, requests: Iterator[_Request], sample_ids: np.ndarray
+    ) -> Iterator[tuple[_Request, Tensor, Tensor]]:
+        """Each request with its ids and the network's input: (b,) int64 and (b, 3, S, S) float32, on the device.
 
-        On a GPU a batch is copied and transformed on a stream of its own while the step before it runs.
+        On a GPU a batch is gathered or copied, and transformed, on a stream of its own while the step before it runs.
         """
         batches = self._from_memory(requests) if self.is_in_memory else self._from_shards(requests, sample_ids)
-        if self.device.type != "cuda":
-            yield from ((request, self._finish(request, pixels)) for request, pixels in batches)
-            return
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        ready: tuple[_Request, Tensor, torch.cuda.Event] | None = None
-        for request, pixels in batches:
-            before = ready
-            with torch.cuda.stream(stream):
-                ready = request, self._finish(request, pixels), stream.record_event()
-            if before is not None:
-                yield _take_over(*before)
-        if ready is not None:
-            yield _take_over(*ready)
+        # lazy: what the generators queue on the device, a gather of held images too, is queued on the stream that asks
+        made = ((request, *self._finish(request, pixels)) for request, pixels in batches)
+        return one_ahead(made, self._side_stream) if self.device.type == "cuda" else made
 
-    def _finish(self, request: _Request, pixels: Tensor) -> Tensor:
-        """The last steps, on the device: nothing is left to do where the CPU's loops have done all."""
+    def _finish(self, request: _Request, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids and images on the device, the last steps done there: none where the CPU's loops have done all."""
+        ids = to_device(request.sample_ids, self.device)
         if pixels.dtype == torch.float32:
-            return pixels.permute(0, 3, 1, 2)
+            return ids, pixels.permute(0, 3, 1, 2)
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         if self._held is None:
             images = images.to(torch.float32) / 255
         else:
             boxes, flips = request.crops(images.shape[2:], self.config.image_size)
             images = crop_and_resize(images, boxes, flips, self.config.image_size)
-        return normalise(images if request.draw is None else jitter_colours(images, request.draw))
+        return ids, normalise(images if request.draw is None else jitter_colours(images, request.draw))
 
     def _from_memory(self, requests: Iterator[_Request]) -> Iterator[tuple[_Request, Tensor]]:
         """Held images: (b, S, S, 3) float32 ready for the network, or (b, H, W, 3) uint8 on their device."""
         assert self._held is not None
         for request in requests:
             if self._finish_on_device:
-                yield request, self._held[torch.from_numpy(request.sample_ids).to(self.device)]
+                yield request, self._held[to_device(request.sample_ids, self.device)]
                 continue
             crops = request.crops(self._held.shape[1:3], self.config.image_size)
             colours = colours_of(request.draw, len(request.sample_ids))
@@ -274,17 +267,14 @@ class SplitReader:
                 decode_and_transform(encoded[row], sizes[row], crop, colours, out[rows.start + row])
 
     @cached_property
+    def _side_stream(self) -> torch.cuda.Stream:
+        """Kept from epoch to epoch: memory that was given out on a stream is used again on that stream only."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    @cached_property
     def _threads(self) -> ThreadPoolExecutor:
         """Kept from epoch to epoch."""
         return ThreadPoolExecutor(self._num_threads, "andscale-reading")
-
-
-def _take_over(request: _Request, images: Tensor, ready: torch.cuda.Event) -> tuple[_Request, Tensor]:
-    """Hand a batch from the stream that made it to the one that uses it."""
-    stream = torch.cuda.current_stream(images.device)
-    stream.wait_event(ready)
-    images.record_stream(stream)
-    return request, images
 
 
 def _wait_for(request: _Request, pixels: Tensor, jobs: list[Future[None]]) -> tuple[_Request, Tensor]:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from andscale.config import DataConfig
+from andscale.config_data import DataConfig
 from andscale.data.images import decode_rgb, read_image_bytes
 from andscale.data.order import WINDOW_CHUNKS, WINDOW_SHARDS, chunk_cuts
 from andscale.data.remote import ShardCache, cache_folder

@@ -27,7 +27,7 @@ from andscale.store.feature_rows import check_features
 from andscale.store.features import KIND as MEMORY_KIND
 from andscale.store.features import read_features
 from andscale.store.run_layout import RoundLayout, RunLayout
-from andscale.store.run_record import RunRecord, load_run
+from andscale.store.run_record import RunRecord, load_launched_run
 from andscale.training.backbones import EmbeddingNetwork, build_backbone, load_weights
 from andscale.training.inputs import MODEL_KIND
 
@@ -53,7 +53,7 @@ class Evaluation:
     device: torch.device
 
 
-def evaluate_round(run: Path, round_number: int, world: World | None = None) -> None:
+def evaluate_round(run: Path, round_number: int, world: World | None = None, launched: RunConfig | None = None) -> None:
     """Measure a round's model and publish ``evaluation/``; every rank embeds, classifies and trains on its share.
 
     Round 0 also measures the network with random weights, the baseline of every later figure. Without labels, or
@@ -63,13 +63,14 @@ def evaluate_round(run: Path, round_number: int, world: World | None = None) -> 
         run: the run's folder.
         round_number: r.
         world: this rank; None: there is one.
+        launched: the config of this launch; None: what the run was started with.
 
     Raises:
         UsageError: the round has no model, or no memory where it is asked for. RunError: something that is read is
             damaged, features or losses are not finite.
     """
     started, world = time.monotonic(), world or World()
-    record, layout = load_run(run), RunLayout(run)
+    record, layout = load_launched_run(run, launched), RunLayout(run)
     folder = layout.round(round_number)
     with process_group(world) as device:
         if gather_records(artifacts.is_complete(folder.evaluation))[0]:

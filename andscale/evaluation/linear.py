@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from andscale.config import AugmentConfig, EvaluationConfig, RunConfig
+from andscale.config import EvaluationConfig, RunConfig
+from andscale.config_data import AugmentConfig
 from andscale.data.reader import Batch, SplitReader, batch_bounds
 from andscale.distributed import World, all_reduce_sum
 from andscale.errors import RunError, UsageError
@@ -133,8 +135,13 @@ class LinearTask:
 
     def labels_of(self, batch: Batch) -> Tensor:
         """(b,) int64, on the device."""
-        labels = self.readers["train"].catalogue.labels[batch.sample_ids.cpu().numpy()]
-        return torch.from_numpy(labels).to(batch.images.device, torch.int64)
+        return self._labels[batch.sample_ids]
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        """(N,) int64 on the device: looked up there, the host need not wait for a batch's ids."""
+        reader = self.readers["train"]
+        return torch.from_numpy(reader.catalogue.labels.astype(np.int64)).to(reader.device)
 
 
 def num_classes(readers: dict[str, SplitReader]) -> int:

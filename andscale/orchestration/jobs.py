@@ -12,6 +12,7 @@ from types import FrameType
 import psutil
 import submitit
 
+from andscale.config import RunConfig
 from andscale.config_resources import ResourcesConfig
 from andscale.distributed import PeerLostError, World, missing_gpus
 from andscale.errors import AndscaleError, RunError, UsageError
@@ -37,8 +38,7 @@ class StepJob:
         step: what to do.
         local_port: where the ranks of a local job meet; None on Slurm, where the job id gives a port.
         cuda_devices: CUDA_VISIBLE_DEVICES of the launcher for a local job that takes all GPUs; else "unchanged".
-        resources: of this launch, on Slurm with the GPUs that this step's job asks for; None: those that the run was
-            started with.
+        launched: the config of this launch; None: what the run was started with.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class StepJob:
         step: Step,
         local_port: int | None = None,
         cuda_devices: str | None = "unchanged",
-        resources: ResourcesConfig | None = None,
+        launched: RunConfig | None = None,
     ):
         self.run, self.step = run, step
         self.local_port, self.cuda_devices = local_port, cuda_devices
-        self.resources = resources
+        self.launched = launched
 
     def __call__(self) -> None:
         """Run the step on this task, and say in one line why it ended if it was not done."""
@@ -83,11 +83,14 @@ class StepJob:
         self._restore_cuda_devices()
         if self.local_port is not None:
             threading.Thread(target=_leave_if_a_rank_is_gone, daemon=True).start()
-        self._check_gpus(resources)
-        run_step(self.run, self.step, self._enter_world(resources), signals, resources)
+        self._check_gpus()
+        run_step(self.run, self.step, self._enter_world(resources), signals, self.launched)
 
     def _resources(self) -> ResourcesConfig:
-        return self.resources or load_run(self.run).config.resources
+        return self._config().resources
+
+    def _config(self) -> RunConfig:
+        return self.launched or load_run(self.run).config
 
     def _leave_at_signals(self, resources: ResourcesConfig) -> None:
         """Index and evaluation jobs save nothing on their way: one that is preempted begins anew, and one that is out
@@ -138,12 +141,19 @@ class StepJob:
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.cuda_devices
 
-    def _check_gpus(self, resources: ResourcesConfig) -> None:
+    def _gpus_asked(self) -> int | None:
+        """GPUs a node that this job was submitted with; 0 where ``[resources]`` wants none of them used."""
+        config = self._config()
+        if self.local_port is not None or config.resources.gpus_per_node == 0:
+            return config.resources.gpus_per_node
+        return config.slurm.of_step(self.step.kind, config.resources).gpus_per_node
+
+    def _check_gpus(self) -> None:
         """On Slurm, a job that has GPUs which torch does not see ends: it would take weeks on the CPU, unnoticed.
 
         A machine without Slurm may have none: a config that asks for some goes on there, and says so.
         """
-        missing = missing_gpus(resources.gpus_per_node)
+        missing = missing_gpus(self._gpus_asked())
         if missing is None:
             return
         if self.local_port is None:
@@ -155,7 +165,7 @@ class StepJob:
             print(f"{self.step} runs on the CPU: {missing}", flush=True)
 
 
-def run_step(run: Path, step: Step, world: World, signals: StopSignals, resources: ResourcesConfig) -> None:
+def run_step(run: Path, step: Step, world: World, signals: StopSignals, launched: RunConfig | None) -> None:
     """Run one step of a run in this process; the job checks its inputs itself."""
     match step.kind:
         case "index":
@@ -170,11 +180,11 @@ def run_step(run: Path, step: Step, world: World, signals: StopSignals, resource
             from andscale.indexing.kmeans import cluster_features
             from andscale.training.loop import train_round
 
-            train_round(run, step.round_number, world, signals, resources, cluster_features)
+            train_round(run, step.round_number, world, signals, launched, cluster_features)
         case "evaluate":
             from andscale.evaluation.evaluate import evaluate_round
 
-            evaluate_round(run, step.round_number, world)
+            evaluate_round(run, step.round_number, world, launched)
             if world.is_main:
                 from andscale.audit.round_events import write_evaluation_events
 

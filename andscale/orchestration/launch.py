@@ -103,7 +103,7 @@ def run_root(request: LaunchRequest) -> Path:
 
 
 def open_run(root: Path, request: LaunchRequest) -> RunConfig:
-    """The config of this launch: the run's recorded one with this launch's resources, or a new run's.
+    """The config of this launch: the run's recorded one with this launch's resources and reading, or a new run's.
 
     Raises:
         UsageError: no run and no --config, a foreign folder, or a config that differs from the run's.
@@ -223,7 +223,7 @@ def _act(layout: RunLayout, rounds: range, config: RunConfig, cluster: str, hold
     else:
         from andscale.orchestration.local import run_steps
 
-        run_steps(layout, pending_steps(layout, rounds, config.method), config.resources)
+        run_steps(layout, pending_steps(layout, rounds, config.method), config)
 
 
 def _refuse_job_elsewhere(layout: RunLayout, step: Step, cluster: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import submitit
 
-from andscale.config_resources import ResourcesConfig
+from andscale.config import RunConfig
 from andscale.errors import RunError
 from andscale.metrics import PROGRESS_MARK
 from andscale.orchestration.jobs import StepJob
@@ -27,7 +27,7 @@ _SAVING_S = 60
 """How long a job that is told to stop may take to save."""
 
 
-def run_steps(layout: RunLayout, steps: list[Step], resources: ResourcesConfig) -> None:
+def run_steps(layout: RunLayout, steps: list[Step], config: RunConfig) -> None:
     """Run steps one after the other, showing their logs; the first that fails ends the chain.
 
     Raises:
@@ -37,7 +37,7 @@ def run_steps(layout: RunLayout, steps: list[Step], resources: ResourcesConfig) 
         started = time.monotonic()
         job = find_live_job(layout, step)
         if job is None:
-            job = _submit(layout, step, resources)
+            job = _submit(layout, step, config)
         else:
             print(f"{step}: found running (process {job.pid})", flush=True)
         _wait(layout, step, job)
@@ -46,7 +46,8 @@ def run_steps(layout: RunLayout, steps: list[Step], resources: ResourcesConfig) 
         print(f"{step}: done in {time.monotonic() - started:.1f} s", flush=True)
 
 
-def _submit(layout: RunLayout, step: Step, resources: ResourcesConfig) -> psutil.Process:
+def _submit(layout: RunLayout, step: Step, config: RunConfig) -> psutil.Process:
+    resources = config.resources
     executor = submitit.AutoExecutor(folder=_log_folder(layout, step), cluster="local")
     _, num_tasks = resources.job_size(step.kind)
     executor.update_parameters(
@@ -58,7 +59,7 @@ def _submit(layout: RunLayout, step: Step, resources: ResourcesConfig) -> psutil
     )
     devices = _cuda_devices(resources.gpus_per_node)
     with _handler(signal.SIGINT, signal.SIG_IGN):  # Ctrl-C is the launcher's: it stops the job in good order
-        job = executor.submit(StepJob(layout.root.resolve(), step, _free_port(), devices, resources))
+        job = executor.submit(StepJob(layout.root.resolve(), step, _free_port(), devices, config))
     write_job_record(layout, step, cluster="local", job_id=str(job.job_id))
     return psutil.Process(int(job.job_id))
 

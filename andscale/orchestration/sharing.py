@@ -2,7 +2,7 @@
 
 Round 0 trains instances (eq 2) and knows no neighbourhoods, so runs that differ in k, R or what is evaluated, and the
 baseline of instances, have the same one. A run that takes it over from another publishes copies as its own artefacts,
-with its own config's hash and the same parent, the data set; their figures say where they came from.
+with its own config's hash and the same parent, the data set; their figures say who trained them, copies ago or not.
 """
 
 import json
@@ -75,6 +75,11 @@ def adopt_initialisation(donor: Path, request: LaunchRequest) -> bool:
     return True
 
 
+def has_begun_round_0(root: Path) -> bool:
+    """Whether a run trains round 0 itself, or did; False where it took it over, or nothing of it has begun."""
+    return _has_begun(RunLayout(root), outputs(RunLayout(root), _TRAIN))
+
+
 def _initialisation(config: RunConfig) -> dict[str, Any]:
     record = {name: part for name, part in config.scientific_record().items() if name not in _AFTER_ROUND_0}
     method = config.method
@@ -114,5 +119,11 @@ def _adopt(donor: Path, root: Path, name: str, kind: str, provenance: artifacts.
             shutil.copyfile(donor / name / record.name, draft.path(record.name))
             if draft.add(record.name, record.rows) != record:
                 raise RunError(f"{donor / name / record.name} does not have the hash of its record: it is damaged")
-        draft.figures.update(manifest.figures)
-        draft.figures["adopted_from"] = {"run": donor.name, "digest": manifest.digest, "seconds": manifest.seconds}
+        trained = {
+            "run": donor.name,
+            "digest": manifest.digest,
+            "seconds": manifest.seconds,
+            "commit": manifest.commit,
+        }
+        # a donor that took it over itself names the run that trained it
+        draft.figures.update({"adopted_from": trained} | dict(manifest.figures))

@@ -160,21 +160,13 @@ def _adopt(layout: RunLayout, step: Step, job: QueuedJob, config: RunConfig) -> 
 def _complete(layout: RunLayout, step: Step, job_id: str, config: RunConfig) -> None:
     """Give a submitted job what it runs, which it waits a minute for, and record it."""
     limit = config.slurm.of_step(step.kind, config.resources).timeout_min or config.resources.timeout_min
-    call = submitit.helpers.DelayedSubmission(_step_job(layout, step, config))
+    call = submitit.helpers.DelayedSubmission(StepJob(layout.root.resolve(), step, launched=config))
     call.set_timeout(limit, config.resources.max_requeues)
     path = _pickle(layout, step, job_id)
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     call.dump(temporary)
     temporary.rename(path)
     write_job_record(layout, step, cluster="slurm", job_id=job_id)
-
-
-def _step_job(layout: RunLayout, step: Step, config: RunConfig) -> StepJob:
-    """What a job runs; it knows how many GPUs its script asks for, 0 where ``[resources]`` wants none of them used."""
-    asked = config.slurm.of_step(step.kind, config.resources).gpus_per_node
-    gpus = asked if config.resources.gpus_per_node != 0 else 0
-    resources = config.resources.model_copy(update={"gpus_per_node": gpus})
-    return StepJob(layout.root.resolve(), step, resources=resources)
 
 
 def _pickle(layout: RunLayout, step: Step, job_id: str) -> Path:

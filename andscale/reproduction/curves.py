@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from andscale.reproduction.runs import PlannedRun
+from andscale.reproduction.plan import PlannedRun
 
 Curve = list[tuple[int, list[float]]]
 """Epochs, and the percent of every seed after them."""

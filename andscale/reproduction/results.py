@@ -8,14 +8,12 @@ from typing import Any
 
 from andscale.audit.attention import write_comparison
 from andscale.audit.round_figures import rounds_table
-from andscale.config_resources import ResourcesConfig
 from andscale.errors import RunError
 from andscale.evaluation.record import read_evaluation
-from andscale.orchestration.steps import Step, outputs, steps_of_round
+from andscale.reproduction.accounts import commits, manifests, rank_seconds, trained_round_0, training_ranks
 from andscale.reproduction.curves import curves_markdown, draw_curves, epochs_until, spread
-from andscale.reproduction.runs import Plan, PlannedRun, arms_of, columns_of, planned_runs, stand_in
+from andscale.reproduction.plan import Plan, PlannedRun, arms_of, columns_of, planned_runs, stand_in
 from andscale.reproduction.tables import Column
-from andscale.store import artifacts
 from andscale.store.files import write_file
 from andscale.store.run_layout import RunLayout
 
@@ -47,16 +45,7 @@ def collect(plan: Plan) -> dict[str, Any]:
             }
             | ({"rounds": _every_round(mine, columns_of(plan))} if plan.table.compared else {})
         )
-    by_root = {run.root: _device_seconds(run) for run in runs}  # a run that two rows share counts once
-    commits: set[str] = set()
-    elsewhere: dict[str, float] = {}
-    for run in runs:
-        commits |= {m.commit or "unknown" for m in _manifests(run)}
-        taken = [m for m in _manifests(run) if "adopted_from" in m.figures]
-        elsewhere |= {m.figures["adopted_from"]["run"]: _adopted_seconds(m) for m in taken}
-    here = {root.name for root in by_root}
-    by_root |= {Path(name): seconds for name, seconds in elsewhere.items() if name not in here}
-    devices = {str(m.figures.get("device", "")) for run in runs for m in _manifests(run)}
+    devices = {str(m.figures.get("device", "")) for run in runs for m in manifests(run)}
     on_gpus = any(device.startswith("cuda") for device in devices)
     return {
         "table": plan.table.name,
@@ -66,9 +55,9 @@ def collect(plan: Plan) -> dict[str, Any]:
         "seeds": plan.seeds,
         "settings": list(plan.overrides),
         "left_out": [arm.label for arm in plan.table.arms if arm not in arms_of(plan)],
-        "rank_hours": sum(by_root.values()) / 3600,
+        "rank_hours": rank_seconds(runs) / 3600,
         "rank": "GPU" if on_gpus else "process",
-        "commits": sorted(commits),
+        "commits": commits(runs),
         "rows": rows,
     } | ({"compared": list(plan.table.compared)} if plan.table.compared else {})
 
@@ -105,8 +94,10 @@ def markdown(record: dict[str, Any], command: str) -> str:
         lines += ["The last row of each is the difference seed by seed, then its mean ± standard deviation.", ""]
     lines += [
         f"- Command: `{command}`",
-        f"- {record['rank'].capitalize()} hours: {record['rank_hours']:.2f}, a shared round 0 counted once",
+        f"- {record['rank'].capitalize()} hours: {record['rank_hours']:.2f}, a shared round 0 counted once; of jobs "
+        "that went on after a stop, last attempts only",
         f"- Commits: {', '.join(record['commits'])}",
+        *_unlike_ranks(record),
     ]
     seen: dict[str, str] = {}
     for row in record["rows"]:
@@ -166,7 +157,7 @@ def _every_round(runs: list[PlannedRun], columns: tuple[Column, ...]) -> list[di
 def _rounds(plan: Plan, runs: list[PlannedRun]) -> list[dict[str, Any]]:
     """A row for each round that has anchors: shares of consistent and inconsistent ones (the paper's figure 6)."""
     for run in runs:
-        _manifests(run)  # a run that is not complete is named
+        manifests(run)  # a run that is not complete is named
     tables = [rounds_table(run.root) for run in runs]
     rows = []
     for rounds in zip(*tables, strict=True):
@@ -187,42 +178,30 @@ def _rounds(plan: Plan, runs: list[PlannedRun]) -> list[dict[str, Any]]:
 
 
 def _run_record(run: PlannedRun) -> dict[str, Any]:
-    donor = None if run.donor is None else run.donor.name
-    return {"run": str(run.root), "seed": run.seed, "config_hash": run.config.digest(), "round_0_of": donor}
-
-
-def _manifests(run: PlannedRun) -> list[artifacts.Manifest]:
-    layout, method = RunLayout(run.root), run.config.method
-    steps = [step for number in run.rounds for step in steps_of_round(number, method)]
-    if run.donor is not None:
-        steps.append(Step("train", 0))  # taken over
-    return [artifacts.load_manifest(layout.root / n, k) for step in steps for n, k in outputs(layout, step).items()]
-
-
-def _device_seconds(run: PlannedRun) -> float:
-    """Seconds of every step times its ranks; a step's artefacts are timed from its start, so the longest counts."""
-    layout, method, total = RunLayout(run.root), run.config.method, 0.0
-    for number in run.rounds:
-        for step in steps_of_round(number, method):
-            made = [artifacts.load_manifest(layout.root / n, k) for n, k in outputs(layout, step).items()]
-            ranks = max(m.figures.get("world_size", _ranks(run.config.resources, step.kind)) for m in made)
-            total += ranks * max(m.seconds for m in made)
-    return total
-
-
-def _adopted_seconds(manifest: artifacts.Manifest) -> float:
-    """Of the training that another table's run did for this one, times its ranks."""
-    seconds: float = manifest.figures["adopted_from"]["seconds"] * manifest.figures["world_size"]
-    return seconds
-
-
-def _ranks(resources: ResourcesConfig, kind: str) -> int:
-    nodes, tasks = resources.job_size(kind)
-    return nodes * tasks
+    return {
+        "run": str(run.root),
+        "seed": run.seed,
+        "config_hash": run.config.digest(),
+        "round_0_of": trained_round_0(run),
+        "training_ranks": training_ranks(run),
+    }
 
 
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _unlike_ranks(record: dict[str, Any]) -> list[str]:
+    """A line where runs were trained by unlike numbers of ranks, which no config's hash shows."""
+    by_ranks: dict[tuple[int, ...], dict[str, None]] = {}
+    for row in record["rows"]:
+        for r in row["runs"]:
+            by_ranks.setdefault(tuple(r["training_ranks"]), {})[f"{row['label']}, seed {r['seed']}"] = None
+    if len({number for numbers in by_ranks for number in numbers}) < 2:
+        return []
+    who = [f"{' and '.join(map(str, numbers))} for {'; '.join(labels)}" for numbers, labels in sorted(by_ranks.items())]
+    why = "batch norm sees a rank's share of a batch, so this changes results beside the settings"
+    return [f"- **Unlike numbers of ranks in training** ({why}): {'. '.join(who)}"]
 
 
 def _cells(row: dict[str, Any], heading: str) -> tuple[str, str]:

@@ -1,130 +1,21 @@
-"""From a table to its runs: which there are, who shares round 0 with whom, and launching them in order."""
+"""A table's runs launched in order; what is not done goes on, what is shared is trained once."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from andscale.config import RunConfig
-from andscale.config_file import load_config
-from andscale.errors import UsageError
-from andscale.orchestration.launch import LaunchRequest, launch
-from andscale.orchestration.sharing import adopt_initialisation, initialisation_digest
-from andscale.orchestration.steps import is_done, steps_of_round
-from andscale.reproduction.tables import Arm, Column, Table
+from andscale.data.shards import open_dataset
+from andscale.errors import RunError, UsageError
+from andscale.orchestration.launch import choose_cluster, launch
+from andscale.orchestration.records import read_job_record
+from andscale.orchestration.sharing import adopt_initialisation, has_begun_round_0, initialisation_digest
+from andscale.orchestration.slurm_queue import queued_jobs
+from andscale.orchestration.steps import Step, has_all_outputs, is_done, steps_of_round
+from andscale.reproduction.plan import Plan, PlannedRun, planned_runs, unprepared
 from andscale.spelling import spelt
-from andscale.store.files import as_place
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import load_run
 
-SCALES = ("full", "smoke")
-STAND_INS = {
-    "cifar10": "digits",
-    "cifar100": None,
-    "svhn": "fashion-mnist",
-    "dogs": "fashion-mnist",
-    "fashion": "fashion-mnist",
-}
-"""Data sets of the small scale; those not named here are stood in for by digits, None: the rows are left out."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a table is to be run."""
-
-    table: Table
-    scale: str = "full"
-    seeds: int = 3
-    overrides: tuple[str, ...] = ()
-    cluster: str = "auto"
-    root: Path = Path("runs/reproduce")
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run: an arm with a seed.
-
-    Attributes:
-        arm: the row.
-        seed: of the run.
-        request: as it is launched: all its rounds; those after round 0, where that is another run's, evaluated there.
-        config: resolved.
-        donor: the run of this plan whose round 0 it takes over; None: it trains its own.
-    """
-
-    arm: Arm
-    seed: int
-    request: LaunchRequest
-    config: RunConfig
-    donor: Path | None
-
-    @property
-    def root(self) -> Path:
-        """The run's folder, which explains itself: data set, backbone, method, first digits of the config's hash."""
-        assert self.request.run is not None
-        return self.request.run
-
-    @property
-    def rounds(self) -> range:
-        """The rounds that it runs itself."""
-        assert self.request.rounds is not None
-        return self.request.rounds
-
-    @property
-    def num_images(self) -> int:
-        """Images that its rounds train on, with repetition; the published number where nothing is prepared yet."""
-        from andscale.data.published import PUBLISHED
-        from andscale.data.shards import open_dataset
-
-        place = self.config.data.dataset
-        most = self.config.data.max_train_samples
-        known = PUBLISHED.get(Path(place).name)
-        if "://" not in place and not (Path(place) / "dataset.json").exists() and (known or most):
-            number = known.train if known else most or 0
-        else:
-            number = open_dataset(as_place(place)).splits["train"].num_samples
-        number = min(number, most or number)
-        rounds = [r for r in self.rounds if self.config.method.trains(r)]
-        return number * self.config.optim.num_epochs * len(rounds)
-
-
-def planned_runs(plan: Plan) -> list[PlannedRun]:
-    """Every run of a table once, in the order in which they are launched; equal settings are one run.
-
-    Raises:
-        UsageError: a setting is wrong, or no row is left.
-    """
-    runs: list[PlannedRun] = []
-    donors: dict[str, Path] = {}
-    for seed in range(plan.seeds):
-        for arm in arms_of(plan):
-            if arm.max_seeds is not None and seed >= arm.max_seeds:
-                continue
-            config_path, settings = _settings(plan, arm, seed)
-            config = load_config(config_path, list(settings))
-            data, network = Path(config.data.dataset).name, config.model.backbone.replace(":", "-")
-            root = plan.root / f"{data}-{network}-{config.method.name}-{config.digest()[:8]}"
-            donor = donors.setdefault(initialisation_digest(config), root)
-            takes_over = donor != root and config.method.last_round > 0
-            rounds = range(1 if takes_over else 0, config.method.last_round + 1)
-            request = LaunchRequest(root, rounds, config_path, settings, plan.cluster)
-            runs.append(PlannedRun(arm, seed, request, config, donor if takes_over else None))
-    if not runs:
-        raise UsageError(f"{plan.table.name} has no row at scale {plan.scale}")
-    return runs
-
-
-def arms_of(plan: Plan) -> list[Arm]:
-    """The rows of a table at a scale."""
-    return [arm for arm in plan.table.arms if plan.scale == "full" or stand_in(arm) is not None]
-
-
-def columns_of(plan: Plan) -> tuple[Column, ...]:
-    """The columns of a table at a scale."""
-    return plan.table.smoke_columns or plan.table.columns if plan.scale == "smoke" else plan.table.columns
-
-
-def stand_in(arm: Arm) -> str | None:
-    """The data set that the small scale has in place of an arm's."""
-    return STAND_INS.get(arm.config.partition("_")[0], "digits")
+_ROUND_0 = Step("train", 0)
 
 
 def run_all(plan: Plan) -> list[PlannedRun]:
@@ -134,25 +25,30 @@ def run_all(plan: Plan) -> list[PlannedRun]:
         The runs that are not complete, which on Slurm are those that wait.
 
     Raises:
-        UsageError: a data set is not prepared; nothing was started.
+        UsageError: a data set is not prepared, or not the one that a run was made from; nothing was started.
+        RunError: runs failed, and the others went on; or Slurm was asked for and does not answer.
     """
     runs = planned_runs(plan)
     if plan.scale == "smoke":
         _prepare_stand_ins(runs)
     refuse_unprepared(runs)
+    refuse_other_data(runs)
+    if plan.cluster == "slurm":
+        choose_cluster(plan.cluster)  # or every run would fail of it, one after the other
+    failed: list[Path] = []
     for number, run in enumerate(runs, start=1):
         print(f"run {number} of {len(runs)}: {run.arm.label}, seed {run.seed}: {run.root}", flush=True)
-        if is_complete(run):
-            continue
-        donor = _trained_donor(run, plan.root)
-        request = run.request
-        if donor is not None:
-            if not adopt_initialisation(donor, request) and not _has_round_0(run.root):
-                request = replace(request, rounds=range(run.config.method.last_round + 1))  # it has begun its own
-        elif run.donor is not None and not run.root.exists():
-            print(f"waits for round 0 of {run.donor}: the same command goes on when that is trained")
-            continue
-        launch(request)
+        try:
+            if run.root not in failed and not is_complete(run):
+                _launch(run, plan)
+        except RunError as error:
+            print(f"failed: {error}", flush=True)
+            failed.append(run.root)
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(runs)} runs failed, so there is no table: {', '.join(map(str, failed))}; the same "
+            "command tries them again"
+        )
     return [run for run in runs if not is_complete(run)]
 
 
@@ -164,8 +60,7 @@ def is_complete(run: PlannedRun) -> bool:
 
 def refuse_unprepared(runs: list[PlannedRun]) -> None:
     """Raise UsageError with the commands where a data set is not prepared."""
-    places = sorted({run.config.data.dataset for run in runs})
-    absent = [p for p in places if "://" not in p and not (Path(p) / "dataset.json").exists()]
+    absent = unprepared(runs)
     if absent:
         needs_folder = ("imagenet", "cub200", "dogs")
         commands = [
@@ -175,59 +70,81 @@ def refuse_unprepared(runs: list[PlannedRun]) -> None:
         raise UsageError(f"not prepared: {', '.join(absent)}; run {'; '.join(commands)}")
 
 
+def refuse_other_data(runs: list[PlannedRun]) -> None:
+    """Raise UsageError where a run was made from another version of its data set than the one that is there now."""
+    for run in runs:
+        if not RunLayout(run.root).record.exists():
+            continue
+        if _fingerprint(run) not in (None, load_run(run.root).dataset_fingerprint):
+            raise UsageError(
+                f"{run.root}: made from another version of {run.config.data.dataset} than the one that is there now: "
+                f"prepare that version again, or move the run away from {run.root.parent} to make it anew"
+            )
+
+
+def _launch(run: PlannedRun, plan: Plan) -> None:
+    """Launch what is not done of a run, after it took over round 0 where it can; or say what it waits for."""
+    request = run.request
+    whole = replace(request, rounds=range(run.config.method.last_round + 1))
+    if not _has_round_0(run.root):
+        donor = _trained_donor(run, plan.root)
+        if donor is not None:
+            if not adopt_initialisation(donor, request):
+                request = whole  # it has begun its own
+        elif has_begun_round_0(run.root):
+            request = whole
+        elif (awaited := run.donor or _in_training(run, plan)) is not None:
+            print(f"waits for round 0 of {awaited}: the same command goes on when that is trained", flush=True)
+            return
+    launch(request)
+
+
 def _trained_donor(run: PlannedRun, folder: Path) -> Path | None:
     """A run that has trained the round 0 of this one: the plan's donor, or one of another table."""
     if run.donor is not None and _has_round_0(run.donor):
         return run.donor
-    key = initialisation_digest(run.config)
-    others = [path.parent for path in sorted(folder.glob("*/run.json")) if path.parent != run.root]
-    alike = [root for root in others if _has_round_0(root) and initialisation_digest(load_run(root).config) == key]
-    return alike[0] if alike else None
+    return next((root for root in _alike(run, folder) if _has_round_0(root)), None)
+
+
+def _in_training(run: PlannedRun, plan: Plan) -> Path | None:
+    """A run of another table that trains the round 0 of this one on Slurm now, or whose job waits to."""
+    for root in _alike(run, plan.root):
+        record = read_job_record(RunLayout(root), _ROUND_0)
+        if record is None or record.cluster != "slurm" or plan.cluster == "local":
+            continue
+        if choose_cluster(plan.cluster) != "slurm":
+            return None
+        jobs = queued_jobs(RunLayout(root), [_ROUND_0])
+        # what has failed, or waits for somebody to release it, must not keep others
+        if any(not job.never_starts and not job.is_held_after_a_failed_start for job in jobs):
+            return root
+    return None
+
+
+def _alike(run: PlannedRun, folder: Path) -> list[Path]:
+    """The other runs below a folder that have, or will have, the same round 0: they start alike, from the same data."""
+    key, fingerprint = initialisation_digest(run.config), _fingerprint(run)
+    found = []
+    for path in sorted(folder.glob("*/run.json")):
+        record = load_run(path.parent)
+        same_data = fingerprint in (None, record.dataset_fingerprint)
+        if path.parent != run.root and same_data and initialisation_digest(record.config) == key:
+            found.append(path.parent)
+    return found
+
+
+def _fingerprint(run: PlannedRun) -> str | None:
+    """Of a run's data set as it is now; None for one on a server, which is not asked: every job looks for itself."""
+    place = run.config.data.dataset
+    return None if "://" in place else open_dataset(Path(place)).fingerprint
 
 
 def _has_round_0(root: Path) -> bool:
-    layout = RunLayout(root)
-    return (layout.round(0).model / "manifest.json").exists() and (layout.round(0).memory / "manifest.json").exists()
-
-
-def _settings(plan: Plan, arm: Arm, seed: int) -> tuple[Path, tuple[str, ...]]:
-    if plan.scale == "full":
-        return Path(f"configs/{arm.config}.toml"), (*arm.settings, f"seed={seed}", *plan.overrides)
-    small = [
-        *("resources.tasks_per_node=1", "evaluation.num_neighbours=20", f"data.dataset=data/{stand_in(arm)}"),
-        *("data.max_train_samples=1000", "data.max_val_samples=360"),
-    ]
-    if stand_in(arm) == "fashion-mnist":
-        small += ["data.image_size=16", "data.max_train_samples=2000", "data.max_val_samples=1000"]
-    small += plan.table.smoke
-    small += arm.smoke or arm.settings
-    return Path("configs/digits_demo.toml"), (*small, f"seed={seed}", *plan.overrides)
+    return has_all_outputs(RunLayout(root), _ROUND_0)
 
 
 def _prepare_stand_ins(runs: list[PlannedRun]) -> None:
     from andscale.data.prepare import PrepareOptions, prepare
 
-    for place in sorted({run.config.data.dataset for run in runs}):
-        if not (Path(place) / "dataset.json").exists():
-            prepare(Path(place).name, None, Path(place), PrepareOptions())
-
-
-def describe_plan(plan: Plan) -> str:
-    """What would be launched: runs, whose round 0 each takes over, images to train on where that is known."""
-    runs, lines, total = planned_runs(plan), [], 0
-    for number, run in enumerate(runs, start=1):
-        shares = f", round 0 of {run.donor.name}" if run.donor else ""
-        images = 0 if is_repeated(runs, number - 1) else run.num_images
-        total += images
-        lines.append(
-            f"run {number} of {len(runs)}: {run.arm.label}, seed {run.seed}: {run.root.name}{shares}, {images:,} images"
-        )
-    places = sorted({run.config.data.dataset for run in runs})
-    absent = [place for place in places if not (Path(place) / "dataset.json").exists()]
-    lines.append(f"{total:,} images to train on, with repetition" + (f"; not prepared: {absent}" if absent else ""))
-    return "\n".join(lines)
-
-
-def is_repeated(runs: list[PlannedRun], place: int) -> bool:
-    """Whether the run at a place is one that stands before it already."""
-    return any(run.root == runs[place].root for run in runs[:place])
+    for place in unprepared(runs):
+        prepare(Path(place).name, None, Path(place), PrepareOptions())

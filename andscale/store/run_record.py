@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,23 @@ def load_run(root: Path) -> RunRecord:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{path} is not a run record of ours, or it is damaged") from None
+
+
+def load_launched_run(root: Path, launched: RunConfig | None) -> RunRecord:
+    """The run as one of its launches wants it: resources and reading of that launch, all else as it was started.
+
+    Args:
+        root: the run's folder.
+        launched: the launch's config; None: what the run was started with.
+
+    Raises:
+        UsageError: no run there, or the launch's config is not the run's.
+    """
+    record = load_run(root)
+    if launched is None:
+        return record
+    refuse_other_config(root, record.config, launched)
+    return replace(record, config=launched)
 
 
 def create_run(root: Path, config: RunConfig, dataset_root: Path | str, dataset_fingerprint: str) -> RunRecord:

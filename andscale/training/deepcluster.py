@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from andscale.config import RunConfig
@@ -31,6 +31,7 @@ Clustering = Callable[[np.ndarray, int, int], np.ndarray]
 knows no FAISS."""
 
 _LARGEST_WEIGHT = 10.0
+_DEVIATION = 0.01
 
 
 class ClusteredModule(ClassifiedModule):
@@ -79,6 +80,7 @@ class DeepClusterLoss(BatchLoss):
         num_samples, num_clusters = self.reader.num_samples, self.config.method.num_clusters
         shares = [rows_of_rank(num_samples, rank, world.world_size) for rank in range(world.world_size)]
         batch_size = self.config.evaluation.batch_size
+        self._take_statistics_of_rank_0()
         mine = evaluation_features(self.module.network, self.reader, shares[world.rank], batch_size)
         features = all_gather_rows(mine, [len(share) for share in shares])
         found = torch.zeros(num_samples, dtype=torch.int64)
@@ -94,12 +96,22 @@ class DeepClusterLoss(BatchLoss):
             counts = f"the largest has {largest:,} of {num_samples:,} samples, {empty:,} have none"
             print(f"{num_clusters:,} clusters in {seconds:.1f} s: {counts}", flush=True)
 
+    def _take_statistics_of_rank_0(self) -> None:
+        """One network embeds for all: ranks have running statistics of their own batches, and rank 0's are kept."""
+        for buffer in self.module.network.buffers():
+            if buffer.is_floating_point():
+                all_reduce_sum(buffer if self.world.is_main else buffer.zero_())
+
     def _begin_classifier(self, seed: int) -> None:
-        """New weights, the same on every rank, and no momentum of the old ones."""
-        device = self.reader.device
+        """New weights, the same on every rank, and no momentum of the old ones.
+
+        As small as the published ones, so that an epoch begins with all clusters alike: logits are by 1 / tau larger.
+        """
+        device, classifier = self.reader.device, self.module.classifier
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            self.module.classifier.reset_parameters()
+            nn.init.normal_(classifier.weight, std=_DEVIATION)
+            nn.init.zeros_(classifier.bias)
         for parameter in self.module.classifier.parameters():
             velocity = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if velocity is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from andscale.config import OptimConfig, RunConfig
-from andscale.config_resources import ResourcesConfig
 from andscale.data.reader import SplitReader, batch_bounds
 from andscale.distributed import World, process_group
 from andscale.errors import RunError
@@ -17,7 +16,7 @@ from andscale.metrics import MetricsLog, Progress
 from andscale.store import artifacts
 from andscale.store.features import KIND as MEMORY_KIND
 from andscale.store.run_layout import RoundLayout, RunLayout
-from andscale.store.run_record import load_run
+from andscale.store.run_record import load_launched_run
 from andscale.training.backbones import save_model
 from andscale.training.checkpoint import Position, load_checkpoint, publish_from_ranks, save_checkpoint, write_memory
 from andscale.training.deepcluster import Clustering
@@ -35,7 +34,7 @@ def train_round(
     round_number: int,
     world: World,
     signals: StopSignals | None = None,
-    resources: ResourcesConfig | None = None,
+    launched: RunConfig | None = None,
     clustering: Clustering | None = None,
 ) -> None:
     """Train one round and publish its memory and model; goes on from the newest checkpoint.
@@ -45,7 +44,7 @@ def train_round(
         round_number: r; rounds >= 1 need what round r - 1 left, and the neighbourhoods of round r if there are any.
         world: this rank.
         signals: of a caller who listens already.
-        resources: of this launch; None: those that the run was started with.
+        launched: the config of this launch; None: what the run was started with.
         clustering: what ``deepcluster`` clusters features with.
 
     Raises:
@@ -53,7 +52,7 @@ def train_round(
             came; the newest checkpoint is of that moment.
     """
     started = time.monotonic()
-    record, layout = load_run(run), RunLayout(run)
+    record, layout = load_launched_run(run, launched), RunLayout(run)
     config, folder = record.config, layout.round(round_number)
     if artifacts.is_complete(folder.memory) and artifacts.is_complete(folder.model):
         if world.is_main:
@@ -74,7 +73,7 @@ def train_round(
         events = EventLog(layout.events(folder.root.name), enabled=world.is_main)
         log = MetricsLog(folder.metrics, events, enabled=world.is_main)
         log.drop_after(state.position.epoch)
-        boundary = StepBoundary(world, heard, (resources or config.resources).checkpoint_min)
+        boundary = StepBoundary(world, heard, config.resources.checkpoint_min)
 
         def save() -> None:
             weights = {"model": state.module.state_dict(), "optimizer": state.optimizer.state_dict()}

@@ -85,9 +85,9 @@ class MemoryBank:
         kept = self.values[positions]
         moved = functional.normalize(torch.lerp(kept, features, momentum), dim=1)
         written = torch.where((here if admitted is None else here & admitted)[:, None], moved, kept)
-        # samples of other ranks write what row 0 was; row 0 is written last, as itself: no list of who is here, for
-        # which the host would wait
+        # samples of other ranks write what row 0 was; row 0 is written last, as itself: no list of who is here, and no
+        # number to index with, for which the host would wait
         first = here & (positions == 0)
-        row = torch.where(first.any(), written[first.int().argmax()], self.values[0])
+        row = torch.where(first.any(), written.index_select(0, first.int().argmax()[None])[0], self.values[0])
         self.values[positions] = written
         self.values[0] = row

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from andscale.config import MethodConfig
+from andscale.data.device_feed import to_device
 from andscale.distributed import all_gather_rows, all_reduce_max, all_reduce_sum
 from andscale.training.attention import (
     NO_SHIFT,
@@ -197,10 +198,10 @@ def attend_sampled(
     first, last = ids.searchsorted([memory.rows.start, memory.rows.stop])
     if first == last:
         return attend_nothing(features, temperature)
-    drawn = torch.from_numpy(ids[first:last]).to(features.device)
+    drawn = to_device(ids[first:last], features.device)
     rows = rounded(memory.values[drawn - memory.rows.start], options.score_dtype)
     scores = rounded(features, options.score_dtype) / temperature @ rows.T
-    scores += torch.from_numpy(sizes[first:last]).to(scores).log()
+    scores += to_device(sizes[first:last], scores.device).to(scores.dtype).log()
     # a member that was drawn: where its stratum's row lies among this rank's draws, if it is that row
     place = ((members + 1) * num_strata - 1) // memory.num_samples - int(first)
     is_here = (place >= 0) & (place < len(drawn))

@@ -93,8 +93,11 @@ class TrainingStep:
         self.state, self.loss, self.config, self.world = state, loss, config, world
         self.check = FiniteCheck(device)
         self._module = _data_parallel(state.module, world, device)
-        # the callable is compiled, not the module: names in state_dict stay what they are
-        self._forward: Callable[[Tensor], Any] = torch.compile(self._module) if config.optim.compile else self._module
+        # the callable is compiled, not the module: names in state_dict stay what they are; batches have two sizes, of
+        # which each has its own graph: one for any size would be slower for all
+        self._forward: Callable[[Tensor], Any] = (
+            torch.compile(self._module, dynamic=False) if config.optim.compile else self._module
+        )
         self._parameters = [p for p in state.module.parameters() if p.requires_grad]
         if world.world_size > 2 and device.type == "cpu":
             _settle_buckets(self._module, config.data.image_size)

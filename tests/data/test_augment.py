@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from andscale.config import AugmentConfig
+from andscale.config_data import AugmentConfig
 from andscale.data.augment import (
     PIXEL_MEAN,
     PIXEL_STD,

@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import synthetic_sources as synthetic
-from andscale.config import AugmentConfig
+from andscale.config_data import AugmentConfig
 from andscale.data.augment import (
     crop_and_resize,
     draw_augmentation,

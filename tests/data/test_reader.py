@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andscale.config import AugmentConfig, DataConfig
+from andscale.config_data import AugmentConfig, DataConfig
 from andscale.data import samples
 from andscale.data.order import WINDOW_CHUNKS, chunk_cuts, chunked_order
 from andscale.data.reader import SplitReader, batch_bounds, epoch_order, rank_counts

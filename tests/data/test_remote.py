@@ -9,7 +9,7 @@ import pytest
 import torch
 from http_folder import serve
 
-from andscale.config import AugmentConfig, DataConfig
+from andscale.config_data import AugmentConfig, DataConfig
 from andscale.data import remote
 from andscale.data.reader import SplitReader
 from andscale.data.remote import ShardCache, check_url

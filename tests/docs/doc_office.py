@@ -70,9 +70,9 @@ def _copy_configs(folder):
 def quick_jobs(monkeypatch):
     """Steps run in this process instead of in processes of their own; there is no Slurm; servers leave at once."""
 
-    def run_here(layout, steps, resources):
+    def run_here(layout, steps, config):
         for step in steps:
-            jobs.run_step(layout.root, step, World(), StopSignals(), resources)
+            jobs.run_step(layout.root, step, World(), StopSignals(), config)
 
     monkeypatch.setattr(local, "run_steps", run_here)
     monkeypatch.setattr(launch, "choose_cluster", lambda asked: "local")

@@ -71,7 +71,7 @@ class _Maps:
 
 def _two_steps(world, rows, labels):
     """Weights of both layers' classifiers after two steps over global batches of unequal shares."""
-    reader = SimpleNamespace(catalogue=SimpleNamespace(labels=labels))
+    reader = SimpleNamespace(catalogue=SimpleNamespace(labels=labels), device=torch.device("cpu"))
     config = SimpleNamespace(evaluation=None)
     task = LinearTask(_Maps(torch.from_numpy(rows)), {"train": reader, "val": reader}, config, world, 0)
     assert num_classes(task.readers) == 3

@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from andscale.config import ResourcesConfig
 from andscale.config_file import build_config
 from andscale.distributed import missing_gpus
 from andscale.errors import UsageError
 from andscale.orchestration import jobs
 from andscale.orchestration.reasons import ERROR_MARK
-from andscale.orchestration.slurm import _step_job
 from andscale.orchestration.steps import Step
-from andscale.store.run_layout import RunLayout
 
 STEP = Step("evaluate", 1)
+
+
+def _config(**sections):
+    return build_config({"data": {"dataset": "x"}, **sections}, "test")
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def test_a_job_on_slurm_that_lost_its_gpus_ends_with_one_line(monkeypatch, tmp_p
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     with pytest.raises(UsageError):
-        jobs.StepJob(tmp_path, STEP, resources=ResourcesConfig())()
+        jobs.StepJob(tmp_path, STEP, launched=_config())()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{ERROR_MARK}torch sees no GPU, though Slurm gave this job some: torch ")
     assert line.endswith("or launch with resources.gpus_per_node = 0 to run on the CPU")
@@ -86,7 +87,7 @@ def test_a_job_on_a_machine_without_gpus_goes_on_and_rank_0_says_so(monkeypatch,
         monkeypatch.setenv(name, value)
     for rank in ("0", "1"):
         monkeypatch.setenv("SUBMITIT_LOCAL_GLOBALID", rank)
-        jobs.StepJob(tmp_path, STEP, local_port=1, resources=ResourcesConfig(gpus_per_node=4))()
+        jobs.StepJob(tmp_path, STEP, local_port=1, launched=_config(resources={"gpus_per_node": 4}))()
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("evaluate round 1 runs on the CPU: torch sees no GPU, though this launch asks for 4 a node")
     assert ran == [STEP, STEP]
@@ -101,7 +102,6 @@ def test_a_job_on_a_machine_without_gpus_goes_on_and_rank_0_says_so(monkeypatch,
     ],
 )
 def test_a_job_knows_how_many_gpus_its_own_step_asks_for(sections, train, index):
-    config = build_config({"data": {"dataset": "x"}, **sections}, "test")
-    layout = RunLayout(Path("runs/x"))
-    found = [_step_job(layout, Step(kind, 1), config).resources.gpus_per_node for kind in ("train", "index")]
+    config = _config(**sections)
+    found = [jobs.StepJob(Path("x"), Step(kind, 1), launched=config)._gpus_asked() for kind in ("train", "index")]
     assert found == [train, index]

@@ -44,7 +44,7 @@ def made(monkeypatch):
     """The steps that a launch on this machine made; ``text`` is what new artefacts hold."""
     calls = {"steps": [], "text": "first"}
 
-    def run_here(layout, steps, resources):
+    def run_here(layout, steps, config):
         for step in steps:
             calls["steps"].append(str(step))
             make(layout, step, calls["text"])

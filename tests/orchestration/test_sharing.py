@@ -12,7 +12,7 @@ from andscale.metrics import read_metrics
 from andscale.orchestration.launch import LaunchRequest
 from andscale.orchestration.sharing import adopt_initialisation, initialisation_digest
 from andscale.orchestration.steps import Step, is_done, pending_steps, stale_parent
-from andscale.store.artifacts import verify
+from andscale.store.artifacts import load_manifest, verify
 from andscale.store.files import hash_bytes
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import create_run, load_run
@@ -75,6 +75,21 @@ def test_a_run_that_took_over_round_0_ends_as_if_it_had_trained_it(tmp_path, con
     assert manifests[0]["figures"]["num_epochs"] == 2
     assert manifests[0]["figures"]["adopted_from"]["run"] == "instances"
     assert stale_parent(taken, Step("train", 1)) is None
+
+
+def test_what_was_taken_over_twice_names_who_trained_it_for_how_long_and_with_which_commit(tmp_path, config, donor):
+    shutil.copytree(donor, tmp_path / "instances")
+    for kind in ("model", "memory"):  # neither is in the digest
+        path = tmp_path / "instances" / "rounds" / "00" / kind / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "c0ffee", "seconds": 1234.5}))
+    giver, taken = tmp_path / "instances", []
+    for name in ("first", "second"):
+        assert adopt_initialisation(giver, LaunchRequest(tmp_path / name, config=config, overrides=AND))
+        giver = tmp_path / name
+        taken.append(load_manifest(giver / "rounds" / "00" / "model", "model").figures["adopted_from"])
+    digest = load_manifest(tmp_path / "instances" / "rounds" / "00" / "model", "model").digest
+    assert taken[0] == {"run": "instances", "digest": digest, "seconds": 1234.5, "commit": "c0ffee"}
+    assert taken[1] == taken[0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 import slurm_cluster
-from andscale.config import ResourcesConfig
+from andscale.config_file import build_config
 from andscale.errors import RunError
 from andscale.metrics import read_metrics
 from andscale.orchestration import jobs
@@ -187,7 +187,7 @@ def warned(monkeypatch, tmp_path):
     """A function of a step, a rank and whether Slurm preempts: the rank's job, warned while it works; returns with
     what it asked ``requeue`` for.
     """
-    asked = []
+    asked, config = [], build_config({"data": {"dataset": "x"}, "resources": {"max_requeues": 7}}, "test")
 
     def requeue(max_requeues):
         asked.append(max_requeues)
@@ -197,7 +197,7 @@ def warned(monkeypatch, tmp_path):
         for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "4711", "SLURM_PROCID": str(rank)}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(jobs, "is_preempted", lambda: is_preempted)
-        jobs.StepJob(tmp_path, step, resources=ResourcesConfig(max_requeues=7))()
+        jobs.StepJob(tmp_path, step, launched=config)()
 
     monkeypatch.setattr(jobs, "requeue", requeue)
     monkeypatch.setattr(jobs, "run_step", lambda *_: os.kill(os.getpid(), signal.SIGUSR2))

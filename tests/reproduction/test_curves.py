@@ -3,7 +3,7 @@
 import pytest
 
 from andscale.reproduction.curves import curves_markdown, difference, epochs_until
-from andscale.reproduction.runs import Plan, planned_runs
+from andscale.reproduction.plan import Plan, planned_runs
 from andscale.reproduction.tables import table_named
 
 

@@ -1,10 +1,13 @@
+import copy
+
 import pytest
 
 from andscale.errors import RunError, UsageError
 from andscale.orchestration.sharing import initialisation_digest
 from andscale.reproduction import runs as running
+from andscale.reproduction.plan import SCALES, Plan, describe_plan, planned_runs
 from andscale.reproduction.results import collect, markdown
-from andscale.reproduction.runs import SCALES, Plan, describe_plan, planned_runs, run_all
+from andscale.reproduction.runs import run_all
 from andscale.reproduction.tables import all_tables, table_named
 from andscale.store.run_record import create_run
 from golden import assert_golden
@@ -26,7 +29,10 @@ RECORD = {
             "values": {"kNN": values},
             "published": known,
             "stand_in": "digits",
-            "runs": [{"run": f"runs/{label}-{s}", "seed": s, "config_hash": f"hash{s}"} for s in (0, 1)],
+            "runs": [
+                {"run": f"runs/{label}-{s}", "seed": s, "config_hash": f"hash{s}", "training_ranks": [1]}
+                for s in (0, 1)
+            ],
         }
         for label, values, known in (("One-off", [80.0, 82.0], {}), ("Curriculum", [83.0, 84.0], {"kNN": [86.3, "S"]}))
     ],
@@ -35,6 +41,16 @@ RECORD = {
 
 def test_the_table_is_as_recorded():
     assert_golden("reproduced-table.md", markdown(RECORD, "python tools/reproduce.py table6 --scale smoke --seeds 2"))
+
+
+def test_unlike_numbers_of_ranks_are_said():
+    record = copy.deepcopy(RECORD)
+    assert "ranks" not in markdown(record, "")
+    record["rows"][1]["runs"][0]["training_ranks"] = [1, 4]
+    said = "1 for One-off, seed 0; One-off, seed 1; Curriculum, seed 1. 1 and 4 for Curriculum, seed 0"
+    assert f"batch norm sees a rank's share of a batch, so this changes results beside the settings): {said}\n" in (
+        markdown(record, "")
+    )
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -118,6 +134,12 @@ def test_images_are_counted_from_the_published_numbers_where_nothing_is_prepared
     monkeypatch.chdir(tmp_path)
     # one-off: rounds 0 and 1; the curriculum: rounds 1 to 4
     assert f"{50_000 * 200 * 6:,} images to train on" in describe_plan(Plan(table_named("table6"), "full", 1))
+
+
+def test_a_data_set_on_a_server_is_not_called_unprepared(monkeypatch, digits):
+    monkeypatch.setattr("andscale.data.shards.open_dataset", lambda place: digits)
+    plan = Plan(table_named("table6"), "full", 1, ("data.dataset=https://example.org/cifar10",))
+    assert describe_plan(plan).endswith("images to train on, with repetition")
 
 
 def test_what_waits_for_a_round_0_is_said_and_not_launched(tmp_path, monkeypatch, capsys, digits):

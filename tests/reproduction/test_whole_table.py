@@ -10,8 +10,9 @@ from andscale.orchestration.founding import held_run
 from andscale.orchestration.launch import open_run
 from andscale.orchestration.steps import pending_steps
 from andscale.reproduction import runs as running
+from andscale.reproduction.plan import Plan, planned_runs
 from andscale.reproduction.results import write_results
-from andscale.reproduction.runs import Plan, planned_runs, run_all
+from andscale.reproduction.runs import run_all
 from andscale.reproduction.tables import table_named
 from andscale.store.run_layout import RunLayout
 from andscale.training.loop import train_round

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from andscale.config_resources import ResourcesConfig
 from andscale.data.reader import Batch, rank_counts
 from andscale.data.shards import open_dataset
 from andscale.distributed import World
@@ -22,7 +21,7 @@ from andscale.training.nat import NoiseLoss, best_assignment
 from andscale.training.start import open_reader, start
 from ranks import run_ranks
 from reference import unit_rows
-from tiny_runs import assert_same_state, digits_config, start_run, trained_state
+from tiny_runs import assert_same_state, digits_config, launched, start_run, trained_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,6 +61,9 @@ def _deepcluster(world, root):
     first = state.module.assignments.clone(), state.module.classifier.weight.detach().clone()
     for parameter in state.module.classifier.parameters():
         state.optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
+    for name, values in state.module.network.named_buffers():
+        if name.endswith("running_var"):  # as after an epoch: of the rank's own batches
+            values.mul_(1 + world.rank * torch.arange(len(values)))
     loss.begin_epoch((0, 1))
     velocity = [state.optimizer.state[p]["momentum_buffer"].abs().max() for p in state.module.classifier.parameters()]
     assert max(velocity) == 0, "the momentum of a classifier that is no more"
@@ -79,6 +81,7 @@ def test_ranks_agree_on_clusters_and_a_classifier_that_begins_anew(tmp_path, dig
             for expected, found in zip(whole, of_rank, strict=True):
                 np.testing.assert_array_equal(expected, found)
     assert weights.max() <= 10
+    assert 0.008 < before.std() < 0.012, "logits of nearly nothing, even by 1 / tau"
 
 
 def test_samples_of_small_clusters_weigh_more_in_the_loss(tmp_path, digits):
@@ -114,8 +117,8 @@ def test_a_round_that_was_stopped_within_an_epoch_ends_bit_for_bit_like_one_that
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.TrainingStep, "__call__", dying)
-        resources = ResourcesConfig(checkpoint_min=1e-9)
-        loop.train_round(stopped.root, 0, World(), resources=resources, clustering=cluster_features)
+        often = launched(stopped.root, resources={"checkpoint_min": 1e-9})
+        loop.train_round(stopped.root, 0, World(), launched=often, clustering=cluster_features)
     assert (stopped.round(0).checkpoints / "epoch-0001-step-000003").is_dir()
     loop.train_round(stopped.root, 0, World(), clustering=cluster_features)
     assert_same_state(trained_state(whole, 0), trained_state(stopped, 0))

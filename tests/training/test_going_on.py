@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from andscale.config import ResourcesConfig
 from andscale.data.reader import batch_bounds, epoch_order
 from andscale.distributed import World
+from andscale.errors import UsageError
 from andscale.metrics import read_metrics
 from andscale.training import loop, start
 from andscale.training.stopping import Request, StepBoundary, StoppedError, StopSignals
 from ranks import run_ranks
-from tiny_runs import assert_same_state, start_run, trained_state
+from tiny_runs import assert_same_state, launched, start_run, trained_state
 
 N, SIZE = 143, 32
 STEPS = 5  # an epoch
@@ -34,7 +34,7 @@ def whole(tmp_path_factory, digits):
     return run
 
 
-def _train(world, root, stops=(), *, resources=None, plain=False):
+def _train(world, root, stops=(), *, minutes=15, plain=False):
     """What training round 0 ended with on this rank, and (epoch, step, sample ids) of its steps.
 
     ``stops`` holds (rank, number of a step of this call, signal): that rank sends itself that signal in that step.
@@ -51,7 +51,7 @@ def _train(world, root, stops=(), *, resources=None, plain=False):
     _use_running_statistics() if plain else _add_dropout()
     loop.TrainingStep.__call__ = spied
     try:
-        loop.train_round(root, 0, world, StopSignals(), resources)
+        loop.train_round(root, 0, world, StopSignals(), launched(root, resources={"checkpoint_min": minutes}))
     except StoppedError as error:
         return str(error), error.request, seen
     finally:
@@ -164,7 +164,7 @@ def _train_saving_every_step(world, root):
     minutes = 1e-9 if world.is_main else 1e9
     with pytest.raises(KeyboardInterrupt):
         _add_dropout()
-        loop.train_round(root, 0, world, resources=ResourcesConfig(checkpoint_min=minutes))
+        loop.train_round(root, 0, world, launched=launched(root, resources={"checkpoint_min": minutes}))
     return "killed"
 
 
@@ -188,3 +188,20 @@ def test_a_boundary_says_what_was_heard_when_its_step_began():
     assert boundary.end()
     with pytest.raises(StoppedError, match="stopped at here; the same command goes on from there"):
         boundary.saved("here")
+
+
+def test_a_launch_reads_as_it_asks_and_changes_no_result(tmp_path, digits, monkeypatch):
+    layout = start_run(tmp_path / "run", digits)
+    seen = []
+
+    def opened(record, device):
+        seen.append(record.config.data.num_workers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "open_reader", opened)
+    for config in (None, launched(layout.root, data={"num_workers": 3})):
+        with pytest.raises(KeyboardInterrupt):
+            loop.train_round(layout.root, 0, World(), launched=config)
+    assert seen == [None, 3]
+    with pytest.raises(UsageError, match="another config .*data.image_size: 8 -> 12"):
+        loop.train_round(layout.root, 0, World(), launched=launched(layout.root, data={"image_size": 12}))

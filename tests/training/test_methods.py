@@ -38,9 +38,9 @@ def launched(tmp_path, digits, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     steps = []
 
-    def run_here(layout, pending, resources):
+    def run_here(layout, pending, config):
         for step in pending:
-            run_step(layout.root, step, World(), StopSignals(), resources)
+            run_step(layout.root, step, World(), StopSignals(), config)
             steps.append(str(step))
 
     monkeypatch.setattr(local, "run_steps", run_here)

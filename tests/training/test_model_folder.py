@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import andscale
-from andscale.config import DataConfig, ModelConfig
+from andscale.config import ModelConfig
+from andscale.config_data import DataConfig
 from andscale.data.augment import PIXEL_MEAN, PIXEL_STD, evaluation_boxes
 from andscale.data.reader import SplitReader
 from andscale.errors import AndscaleError, RunError, UsageError

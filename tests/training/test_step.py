@@ -258,3 +258,10 @@ def _late_sum(world):
 
 def test_a_rank_that_is_late_is_waited_for():
     assert run_ranks(_late_sum, 2) == [3.0, 3.0]
+
+
+def test_the_host_never_waits_for_a_number_while_the_memory_is_updated():
+    """Tensors without values: whatever asks for one, as an index would on a GPU, fails."""
+    memory = MemoryBank(World(), N, torch.empty(N, D, device="meta"))
+    ids, admitted = torch.empty(4, dtype=torch.int64, device="meta"), torch.empty((), dtype=torch.bool, device="meta")
+    memory.update(ids, torch.empty(4, D, device="meta"), 0.5, admitted)
