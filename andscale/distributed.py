@@ -20,6 +20,8 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 """What gloo, NCCL and their store say when another rank is gone, or does not answer."""
 _POLLED_S = 0.02
 """How long a collective on the CPU is asked for before its thread sleeps: several times a training step's longest."""
+_LONG = datetime.timedelta(days=365)
+"""How long ranks wait where one of them works alone: longer than any job."""
 
 
 @dataclass(frozen=True)
@@ -258,3 +260,23 @@ def barrier() -> None:
 
     if is_distributed():
         dist.barrier()
+
+
+@contextmanager
+def others_wait() -> Iterator[None]:
+    """For a block that all ranks enter and rank 0 works in alone, perhaps for longer than ``hang_timeout_min``, as when
+    it builds a large index: the others wait at the block's end for as long as that lasts.
+
+    When rank 0 dies they hear of it at once; one that hangs there is ended by the job's time limit alone.
+    """
+    import torch.distributed as dist
+
+    if not is_distributed():
+        yield
+        return
+    # made before the work: all ranks meet for it within the usual time
+    group = dist.new_group(backend="gloo", timeout=_LONG)
+    assert isinstance(group, dist.ProcessGroup)  # every rank is in it
+    yield
+    dist.barrier(group)
+    dist.destroy_process_group(group)

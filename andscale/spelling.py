@@ -32,8 +32,12 @@ def in_checkout() -> bool:
 
 
 def spelt(command: str) -> str:
-    """``jobs/rebuild_index.py`` or ``andscale rebuild``, whichever there is here."""
-    return DOORS[command] if in_checkout() else f"andscale {command}"
+    """``jobs/rebuild_index.py`` or ``andscale rebuild``, whichever there is here; in a checkout what has no file is
+    ``.venv/bin/andscale status``, for nobody has ``.venv/bin`` on PATH.
+    """
+    if not in_checkout():
+        return f"andscale {command}"
+    return DOORS.get(command, f".venv/bin/andscale {command}")
 
 
 def make_env(before: str) -> str:

@@ -1,11 +1,15 @@
-"""Joining and leaving a process group on GPUs, on stand-ins for CUDA and NCCL; real groups of gloo are elsewhere."""
+"""Joining and leaving a process group on stand-ins for CUDA and NCCL, and waiting for a rank that works alone."""
+
+import time
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from andscale.distributed import World, process_group
+from andscale.distributed import _LOST, World, others_wait, process_group
 from andscale.errors import RunError, UsageError
+from ranks import run_ranks
 
 
 @pytest.fixture
@@ -55,3 +59,33 @@ def test_a_rank_that_fails_does_not_wait_for_what_others_have_queued_on_their_gp
     except RunError:
         assert fails
     assert calls == ["cuda:nccl,cpu:gloo"] + ["destroy"] * (not fails)
+
+
+def _rank_0_takes_longer_than_others_wait_elsewhere(world):
+    with others_wait():
+        dist.set_timeout(timedelta(seconds=0.5))  # of what they wait for elsewhere
+        if world.is_main:
+            time.sleep(1.5)
+    return True
+
+
+def test_ranks_wait_for_rank_0_beyond_the_time_after_which_they_give_up_one_that_hangs():
+    assert run_ranks(_rank_0_takes_longer_than_others_wait_elsewhere, 3) == [True, True, True]
+
+
+def _rank_0_fails(world):
+    try:
+        with others_wait():
+            if world.is_main:
+                raise ValueError("no room")
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return "nothing"
+
+
+def test_a_rank_0_that_fails_meanwhile_is_noticed_at_once():
+    started = time.monotonic()
+    first, second = run_ranks(_rank_0_fails, 2)
+    assert first == "no room"
+    assert any(words in second for words in _LOST), second
+    assert time.monotonic() - started < 60

@@ -269,6 +269,34 @@ def test_figures_are_judged(finding, state):
     assert bool(finding.fix) == (state != "ok")
 
 
+@pytest.mark.parametrize(
+    ("compiler", "has_header", "state", "words"),
+    [
+        ("gcc", True, "ok", "gcc, with "),
+        ("clang", True, "ok", "clang, with "),
+        (None, True, "problem", "neither gcc nor clang is here, and Triton's kernels need one"),
+        ("gcc", False, "problem", "Python.h is not here, and Triton's kernels need it"),
+    ],
+)
+def test_where_gpus_are_seen_a_c_compiler_and_pythons_headers_are_looked_for(
+    monkeypatch, tmp_path, compiler, has_header, state, words
+):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(software.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    if compiler:
+        (tmp_path / compiler).write_text("")
+        (tmp_path / compiler).chmod(0o755)
+    if has_header:
+        (tmp_path / "Python.h").write_text("")
+    assert list(software.check_compiler(0)) == []
+    (finding,) = software.check_compiler(4)
+    assert (finding.state, words in finding.text) == (state, True), finding
+    monkeypatch.setenv("CC", "/opt/gone/cc")
+    (finding,) = software.check_compiler(4)
+    assert "CC names /opt/gone/cc, which is not here" in finding.text
+
+
 def test_one_look_that_fails_does_not_end_the_examination(monkeypatch, tmp_path):
     def fail():
         raise RuntimeError("unforeseen")

@@ -1,13 +1,24 @@
 #!/bin/sh
 # Makes .venv with all that the demo and the tests need, from requirements.lock: with uv if it is there or can be
-# installed, else with pip. FAISS=gpu takes faiss-gpu and this machine's choice of torch instead of the locked set;
-# without FAISS an environment stays what it is.
+# installed, else with pip. FAISS=gpu takes faiss-gpu, which is built for CUDA 12, and the newest torch for that instead
+# of the locked set; FAISS=cuvs takes faiss-gpu-cuvs and the package index's own torch, both for CUDA 13. For FAISS=gpu,
+# UV_TORCH_BACKEND=cu126 and the like name the torch, UV_TORCH_BACKEND=pypi takes the package index's own. Without these
+# an environment stays what it is.
 set -eu
 cd "$(dirname "$0")/.."
 made=$(cut -d ' ' -f 1 .venv/.ready 2>/dev/null || true)
-faiss=${FAISS:-${made:-cpu}}
+faiss=${FAISS:-${made%%/*}}
+faiss=${faiss:-cpu}
+kind=$faiss
+backend=pypi
+if [ "$faiss" = gpu ]; then
+    case $made in gpu/*) remembered=${made#gpu/} ;; *) remembered=cu126 ;; esac
+    backend=${UV_TORCH_BACKEND:-$remembered}
+    kind=gpu/$backend
+    unset UV_TORCH_BACKEND
+fi
 
-wanted="$faiss $(cksum <pyproject.toml) $(cksum <requirements.lock)"
+wanted="$kind $(cksum <pyproject.toml) $(cksum <requirements.lock)"
 if [ -x .venv/bin/python ] && [ "$(cat .venv/.ready 2>/dev/null)" = "$wanted" ]; then
     exit 0
 fi
@@ -24,8 +35,8 @@ if [ -z "$python" ]; then
     exit 1
 fi
 
-# half made, made for the other FAISS (the two exclude each other), or without anything to install with: anew
-if [ "$made" != "$faiss" ] || ! { command -v uv || .venv/bin/python -m pip --version; } >/dev/null 2>&1; then
+# half made, made for another FAISS (they exclude each other) or torch, or without anything to install with: anew
+if [ "$made" != "$kind" ] || ! { command -v uv || .venv/bin/python -m pip --version; } >/dev/null 2>&1; then
     rm -rf .venv
 fi
 echo "making .venv with $("$python" --version) (several GB the first time)"
@@ -43,8 +54,11 @@ elif .venv/bin/python -m pip install -q --disable-pip-version-check uv 2>/dev/nu
 else
     uv=
 fi
+uv_install() {
+    "$uv" pip install -q --compile-bytecode --python .venv/bin/python "$@"
+}
 install() {
-    if [ -n "$uv" ] && "$uv" pip install -q --compile-bytecode --python .venv/bin/python "$@"; then
+    if [ -n "$uv" ] && uv_install "$@"; then
         return
     fi
     echo "installing with pip"
@@ -55,7 +69,15 @@ if [ "$faiss" = cpu ]; then
     install -r requirements.lock
     install --no-deps -e .
 else
-    install -e ".[$faiss,sources,dev,bench,timm,export,remote,service,report,tensorboard,maps,docs]"
+    everything=".[$faiss,sources,dev,bench,timm,export,remote,service,report,tensorboard,maps,docs]"
+    if [ "$backend" = pypi ]; then
+        install -e "$everything"
+    elif [ -z "$uv" ] || ! uv_install --torch-backend "$backend" -e "$everything"; then
+        # pip would take a torch for another CUDA than FAISS's
+        echo "error: no torch for $backend could be installed with uv: name another with UV_TORCH_BACKEND=..., or" \
+            "UV_TORCH_BACKEND=pypi for the package index's own; FAISS=cuvs takes FAISS and torch for CUDA 13" >&2
+        exit 1
+    fi
 fi
 echo "$wanted" >.venv/.ready
 echo "environment ready: .venv"

@@ -10,7 +10,7 @@ from andscale.doctor.collectives import check_collectives
 from andscale.doctor.disk import check_folder, check_open_files, check_shared_memory
 from andscale.doctor.finding import Finding, one_line, problem
 from andscale.doctor.search import check_faiss
-from andscale.doctor.software import check_packages, check_python, check_torch
+from andscale.doctor.software import check_compiler, check_packages, check_python, check_torch
 
 _MARKS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
 _SUBJECT_WIDTH = 17
@@ -25,6 +25,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     yield from _guarded("packages", lambda: list(check_packages()))
     cuda, num_gpus = _torch_facts()
     yield from _guarded("torch", lambda: list(check_torch()))
+    yield from _guarded("C compiler", lambda: list(check_compiler(num_gpus)))
     yield from _guarded("FAISS", lambda: list(check_faiss(cuda, num_gpus)))
     yield from _guarded("gloo", lambda: list(check_collectives(num_gpus)))
     yield from _guarded("Slurm", lambda: list(check_slurm()))

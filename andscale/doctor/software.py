@@ -1,12 +1,16 @@
 """Python, the packages, torch, its GPUs."""
 
 import importlib
+import os
 import platform
 import re
+import shutil
 import sys
+import sysconfig
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from andscale.doctor.finding import Finding, ask, ok, one_line, problem, warning
 from andscale.spelling import make_env
@@ -106,3 +110,24 @@ def judge_gpus(seen: int, listed: int, driver: list[str], built_for: str | None)
     if seen:
         return warning("GPUs", f"torch sees {seen} of {listed}", fix)
     return problem("GPUs", f"{listed} here, and torch sees none of them", fix)
+
+
+def check_compiler(num_gpus: int) -> Iterator[Finding]:
+    """What Triton needs besides itself on a machine with GPUs: it compiles a small C file at its first use there."""
+    if not num_gpus:
+        return
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    # as Triton asks: Debian's own scheme, posix_local, has the headers elsewhere
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    header = Path(sysconfig.get_paths(scheme=scheme)["include"]) / "Python.h"
+    if compiler is None or shutil.which(compiler) is None:
+        found = f"CC names {compiler}, which is not here" if compiler else "neither gcc nor clang is here"
+        fix = "install gcc on every node with GPUs, load its module in [slurm] setup, or name a compiler with CC"
+        yield problem("C compiler", f"{found}, and Triton's kernels need one", fix)
+    elif not header.is_file():
+        fix = (
+            f"install this Python's headers (python{sys.version_info[0]}-dev or -devel), or use a Python that has them"
+        )
+        yield problem("C compiler", f"{header} is not here, and Triton's kernels need it", fix)
+    else:
+        yield ok("C compiler", f"{compiler}, with {header}")

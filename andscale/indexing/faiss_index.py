@@ -30,7 +30,8 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise UsageError(f"FAISS cannot be imported ({error}): install andscale[cpu] or andscale[gpu]") from None
+        which = "install andscale[cpu], andscale[gpu] or andscale[cuvs]"
+        raise UsageError(f"FAISS cannot be imported ({error}): {which}") from None
     return faiss
 
 

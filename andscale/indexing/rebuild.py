@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 
 from andscale.config import RunConfig
-from andscale.distributed import World, barrier, gather_records, process_group
+from andscale.distributed import World, barrier, gather_records, others_wait, process_group
 from andscale.errors import UsageError
 from andscale.indexing.checked import Answer, discover_checked
 from andscale.indexing.exact import Request
@@ -83,10 +83,10 @@ def rebuild_index(run: Path, round_number: int, world: World | None = None) -> N
         provenance = artifacts.Provenance(config.digest(), {f"rounds/{before.number:02d}/memory": manifest.digest})
         job = Rebuild(before.memory, folder, config, provenance, started)
         answer, features = discover_from_disk(job, Ring(manifest.num_rows, world))
-        if world.is_main:
-            is_anchor = select_anchors(answer.found.entropies, round_number, config.method.num_rounds)
-            publish(job, make_table(answer, is_anchor), answer.figures, features)
-        barrier()
+        with others_wait():
+            if world.is_main:
+                is_anchor = select_anchors(answer.found.entropies, round_number, config.method.num_rounds)
+                publish(job, make_table(answer, is_anchor), answer.figures, features)
 
 
 def check_inputs_exist(layout: RunLayout, round_number: int) -> None:
@@ -111,9 +111,9 @@ def discover_from_disk(job: Rebuild, ring: Ring) -> tuple[Answer, np.ndarray]:
 
     def index_for_all() -> Any:
         """Approximate discovery asks the index, which is built and published first."""
-        if world.is_main and not artifacts.is_complete(job.folder.index):
-            publish_index(job, features)
-        barrier()
+        with others_wait():
+            if world.is_main and not artifacts.is_complete(job.folder.index):
+                publish_index(job, features)
         return open_index(job.folder.index)[0]
 
     method, settings = job.config.method, job.config.index

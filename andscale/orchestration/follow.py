@@ -9,6 +9,7 @@ from typing import TextIO
 from andscale.errors import RunError
 from andscale.orchestration.status import RunStatus, StepStatus, run_status
 from andscale.orchestration.status_table import status_line, status_table
+from andscale.spelling import spelt
 from andscale.store.run_layout import RunLayout
 
 _POLL_S = 2.0
@@ -44,7 +45,8 @@ def follow(root: Path, rounds: range | None = None, *, accept_stale: bool = Fals
                 raise RunError(why_it_stands(status))
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
-        print(f"\nleft; the jobs go on: andscale status --run {root} --follow shows them again", file=sys.stderr)
+        again = f"{spelt('status')} --run {root} --follow"
+        print(f"\nleft; the jobs go on: {again} shows them again", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None
 
 

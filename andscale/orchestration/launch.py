@@ -57,8 +57,8 @@ def launch(request: LaunchRequest) -> None:
         _report(layout, rounds)
         return
     cluster = choose_cluster(request.cluster)
-    if cluster == "local" and max(config.resources.num_nodes, config.resources.index_num_nodes) > 1:
-        raise UsageError("resources.num_nodes or index_num_nodes is above 1: a run on this machine alone has one node")
+    if cluster == "local":
+        _refuse_many_nodes(config)
     look = find_unfit
     while True:
         with held_run(root, config) as hold:
@@ -76,6 +76,17 @@ def launch(request: LaunchRequest) -> None:
         if not request.rebuild or not look(layout, rounds, config.method):
             break
     _report(layout, rounds)
+
+
+def _refuse_many_nodes(config: RunConfig) -> None:
+    """Raise UsageError when a kind of job is to have more nodes than this machine alone."""
+    several = [
+        setting
+        for kind, setting in (("train", "num_nodes"), ("index", "index_num_nodes"), ("evaluate", "evaluate_num_nodes"))
+        if config.resources.job_size(kind)[0] > 1
+    ]
+    if several:
+        raise UsageError(f"resources.{several[0]} is above 1: a run on this machine alone has one node")
 
 
 def run_root(request: LaunchRequest) -> Path:
@@ -240,7 +251,7 @@ def _refuse_job_elsewhere(layout: RunLayout, step: Step, cluster: str) -> None:
 
 
 def _say_submitted(layout: RunLayout, request: LaunchRequest) -> None:
-    print(f"submitted; logs below {layout.rounds}; andscale status --run {layout.root} --follow shows it live")
+    print(f"submitted; logs below {layout.rounds}; {spelt('status')} --run {layout.root} --follow shows it live")
     if request.rebuild:
         print("when that is done, launch with --rebuild again: what was made from another version is made again then")
 

@@ -22,6 +22,7 @@ _PACKAGES = (
     "torchvision",
     "faiss-cpu",
     "faiss-gpu",
+    "faiss-gpu-cuvs",
     "numpy",
     "pyarrow",
     "submitit",

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from andscale.config import RunConfig
 from andscale.data.reader import Batch, SplitReader
-from andscale.distributed import World, all_gather_rows, all_reduce_sum
+from andscale.distributed import World, all_gather_rows, all_reduce_sum, others_wait
 from andscale.errors import UsageError
 from andscale.training.embedding import EmbeddingNetwork
 from andscale.training.evaluation_features import evaluation_features
@@ -84,8 +84,9 @@ class DeepClusterLoss(BatchLoss):
         mine = evaluation_features(self.module.network, self.reader, shares[world.rank], batch_size)
         features = all_gather_rows(mine, [len(share) for share in shares])
         found = torch.zeros(num_samples, dtype=torch.int64)
-        if world.is_main:
-            found = torch.from_numpy(self.clustering(features.cpu().numpy(), num_clusters, seed % 2**31))
+        with others_wait():
+            if world.is_main:
+                found = torch.from_numpy(self.clustering(features.cpu().numpy(), num_clusters, seed % 2**31))
         found = all_reduce_sum(found.to(self.reader.device))
         sizes = torch.bincount(found, minlength=num_clusters)
         self.module.assignments.copy_(found)

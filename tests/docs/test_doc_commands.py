@@ -30,7 +30,7 @@ NOT_RUN = {
 """andscale's own commands that are parsed only: pattern of the whole command -> why."""
 
 FOREIGN = {
-    r"srun --gpus 1 \.venv/bin/andscale doctor --run runs": "needs a Slurm with GPUs",
+    r"srun --nodes 1 --gpus 2 \.venv/bin/andscale doctor --run runs": "needs a Slurm with GPUs",
     r"sbatch .*": "needs a Slurm",
     r"tail -f runs/\S+": "stays until Ctrl-C",
     r"tensorboard --logdir runs/\S+": "stays until Ctrl-C",

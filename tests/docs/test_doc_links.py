@@ -71,3 +71,14 @@ def test_what_readmes_tree_lists_is_there():
     names = list(_names_in_the_tree())
     assert len(names) > 200
     assert not [str(name) for name in names if not list(name.parent.glob(name.name))]
+
+
+def test_readmes_tree_lists_every_module():
+    """But what a folder holds that is one line of the tree."""
+    listed = {path for name in _names_in_the_tree() for path in name.parent.glob(name.name)}
+    whole = {path for path in listed if path.is_dir() and not any(path in other.parents for other in listed)}
+    modules = [path for part in ("andscale", "jobs", "tools", "benchmarks") for path in (ROOT / part).rglob("*.py")]
+    found = [
+        path for path in modules if path.name != "__init__.py" and path not in listed and not whole & {*path.parents}
+    ]
+    assert not [name_of(path) for path in found]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from andscale.errors import RunError
+from andscale.errors import RunError, UsageError
 from andscale.orchestration import slurm as submitting
 from andscale.orchestration.launch import LaunchRequest, launch
 from andscale.orchestration.records import read_job_record
@@ -44,10 +44,10 @@ def dependencies(slurm):
 
 def test_a_chain_is_submitted_in_one_go_and_found_by_the_next_launch(slurm, run, capsys):
     launch_rounds(run)
+    assert f"; .venv/bin/andscale status --run {run.root} --follow shows it live" in capsys.readouterr().out
     assert list(slurm.ids()) == ALL
     ids = slurm.ids()
     assert dependencies(slurm)["train:1"] == f"afterok:{ids['train:0']}:{ids['index:1']}"
-    capsys.readouterr()
     launch_rounds(run)
     assert capsys.readouterr().out.count(" is there already") == 5
     assert slurm.num_submitted() == 5
@@ -145,6 +145,13 @@ def test_a_local_launch_is_refused_while_a_slurm_job_of_the_run_may_live(slurm, 
     with pytest.raises(RunError, match="train round 0 may still be Slurm job 101"):
         launch(LaunchRequest(run=run.root, rounds=range(1), cluster="local"))
     assert RunLayout(run.root).record.exists()
+
+
+@pytest.mark.parametrize("setting", ["num_nodes", "index_num_nodes", "evaluate_num_nodes"])
+def test_a_local_launch_refuses_jobs_of_several_nodes(run, setting):
+    request = LaunchRequest(run=run.root, rounds=range(1), overrides=(f"resources.{setting}=2",), cluster="local")
+    with pytest.raises(UsageError, match=f"resources.{setting} is above 1: a run on this machine alone has one node"):
+        launch(request)
 
 
 def test_a_job_that_slurm_could_not_start_and_holds_is_released_by_the_next_launch(slurm, run, capsys):

@@ -254,7 +254,10 @@ def test_ctrl_c_leaves_and_says_how_to_come_back(slurm, run, quick, monkeypatch,
     with pytest.raises(SystemExit) as left:
         follow.follow(run.root)
     assert left.value.code == 130
-    assert f"the jobs go on: andscale status --run {run.root} --follow shows them again" in capsys.readouterr().err
+    assert (
+        f"the jobs go on: .venv/bin/andscale status --run {run.root} --follow shows them again"
+        in capsys.readouterr().err
+    )
     assert len(slurm.jobs()) == 2
 
 
