@@ -119,15 +119,18 @@ def discover(
         int | None, typer.Option("--round", min=0, help="r: floor(N r/R) samples become anchors.")
     ] = None,
     column: Annotated[str | None, typer.Option("--column", help="The list column, if there are several.")] = None,
+    mode: Annotated[
+        str, typer.Option("--mode", help="exact, approximate, or auto: exact if it takes an hour at most.")
+    ] = "auto",
 ) -> None:
     """Neighbourhoods and entropies of any features: the same table as a run's, without ever training.
 
     \b
     Example: python tools/discover.py features.npy neighbourhoods --k 10 --temperature 0.1
     """
-    from andscale.indexing.discover import DiscoverRequest, describe, discover_features
+    from andscale.indexing.discover import DiscoverRequest, as_mode, describe, discover_features
 
-    request = DiscoverRequest(num_neighbours, temperature, round_number, num_rounds, column)
+    request = DiscoverRequest(num_neighbours, temperature, round_number, num_rounds, column, as_mode(mode))
     print(describe(discover_features(features, out, request), out))
 
 

@@ -79,35 +79,46 @@ def process_group(world: World) -> "Iterator[torch.device]":
     import torch
     import torch.distributed as dist
 
-    if torch.cuda.is_available():
-        if world.local_world_size > torch.cuda.device_count():
-            raise UsageError(
-                f"{world.local_world_size} ranks on a node of {torch.cuda.device_count()} GPUs: set "
-                "resources.tasks_per_node and gpus_per_node to the number of GPUs, or gpus_per_node = 0 to train on "
-                "the CPU"
-            )
-        device = torch.device("cuda", world.local_rank)
+    device = torch.device("cuda", _gpu_of_rank(world)) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-        torch.set_num_threads(cores_of_rank(world))
+    torch.set_num_threads(cores_of_rank(world))
     if world.world_size == 1:
         yield device
         return
     # both backends: tensors of a GPU go through NCCL, hashes and other small records through gloo
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(minutes=world.hang_timeout_min)
+    leaves_alone = True
     try:
         dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timeout)
         yield device
+        leaves_alone = False
     except RuntimeError as error:
         if isinstance(error, AndscaleError) or not any(words in str(error) for words in _LOST):
             raise
         reason = next(line for line in str(error).splitlines() if any(words in line for words in _LOST))
         raise PeerLostError(f"rank {world.rank} lost another rank: {reason}") from error
     finally:
-        if dist.is_initialized():
+        # NCCL's waits for what was queued: for ranks that do not know yet that this one failed. The process ends with
+        # its error now, which closes the group, and the others hear of it through gloo
+        if dist.is_initialized() and not (leaves_alone and device.type == "cuda"):
             dist.destroy_process_group()
+
+
+def _gpu_of_rank(world: World) -> int:
+    """The rank's place among the GPUs that it sees: all of the node's, or the one to which Slurm bound it."""
+    import torch
+
+    num_seen = torch.cuda.device_count()
+    if num_seen == 1 and int(os.environ.get("SLURM_GPUS_ON_NODE") or 1) >= world.local_world_size:
+        return 0
+    if world.local_world_size > num_seen:
+        raise UsageError(
+            f"{world.local_world_size} ranks on a node of {num_seen} GPUs: set resources.tasks_per_node and "
+            "gpus_per_node to the number of GPUs, or gpus_per_node = 0 to train on the CPU"
+        )
+    return world.local_rank
 
 
 def missing_gpus(asked: int | None) -> str | None:

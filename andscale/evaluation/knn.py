@@ -1,6 +1,8 @@
 """Weighted k-nearest-neighbour classification of features, at several K from one search."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +95,7 @@ def _search(queries: np.ndarray, train: np.ndarray, count: int) -> tuple[np.ndar
     faiss = import_faiss()
     if torch.cuda.is_available() and num_gpus() and count <= _GPU_NEIGHBOURS:
         found: tuple[np.ndarray, np.ndarray] = faiss.knn_gpu(
-            faiss.StandardGpuResources(),
+            _gpu_resources(),
             queries,
             train,
             count,
@@ -105,6 +107,13 @@ def _search(queries: np.ndarray, train: np.ndarray, count: int) -> tuple[np.ndar
     faiss.omp_set_num_threads(torch.get_num_threads())  # this rank's share of the cores
     found = faiss.knn(queries, train, count, metric=faiss.METRIC_INNER_PRODUCT)
     return found
+
+
+@cache
+def _gpu_resources() -> Any:
+    """FAISS's working memory on this rank's GPU, taken once and not for every block of queries."""
+    torch.cuda.empty_cache()  # what torch keeps for itself is not there for FAISS
+    return import_faiss().StandardGpuResources()
 
 
 def _votes(

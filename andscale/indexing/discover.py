@@ -3,6 +3,7 @@
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from andscale.store import artifacts, files
 from andscale.store.foreign import read_foreign_features, to_unit_length
 from andscale.store.neighbourhoods import NeighbourhoodTable
 
+Mode = Literal["auto", "exact", "approximate"]
+
 
 @dataclass(frozen=True)
 class DiscoverRequest:
@@ -28,6 +31,7 @@ class DiscoverRequest:
         round_number: r, with ``num_rounds``: the floor(N r / R) samples of lowest entropy become anchors.
         num_rounds: R; None marks no anchors.
         column: the list column, where a Parquet file has several.
+        mode: exact, approximate, or auto: exact unless that takes more than an hour here.
     """
 
     num_neighbours: int
@@ -35,6 +39,15 @@ class DiscoverRequest:
     round_number: int | None = None
     num_rounds: int | None = None
     column: str | None = None
+    mode: Mode = "auto"
+
+
+def as_mode(text: str) -> Mode:
+    """What ``--mode`` may be; UsageError with the choices for anything else."""
+    for mode in get_args(Mode):
+        if mode == text:
+            return cast(Mode, mode)
+    raise UsageError(f"--mode {text!r}: choose one of {', '.join(get_args(Mode))}")
 
 
 def discover_features(features_path: Path, out: Path, request: DiscoverRequest) -> NeighbourhoodTable:
@@ -53,11 +66,14 @@ def discover_features(features_path: Path, out: Path, request: DiscoverRequest) 
     sought.check(len(values))
     features = to_unit_length(values, features_path)
     is_anchor = np.zeros(len(features), bool)
-    answer = discover_checked(features, sought, IndexConfig(), Ring(len(features)))
+    answer = discover_checked(features, sought, IndexConfig(mode=request.mode), Ring(len(features)))
     if request.round_number is not None and request.num_rounds is not None:
         is_anchor = select_anchors(answer.found.entropies, request.round_number, request.num_rounds)
     table = make_table(answer, is_anchor)
-    parameters = files.hash_bytes(repr(sorted(asdict(request).items())).encode())
+    asked = asdict(request)
+    if request.mode == "auto":
+        del asked["mode"]  # as in the hashes of tables from before it came
+    parameters = files.hash_bytes(repr(sorted(asked.items())).encode())
     write_table(out, table, artifacts.Provenance(parameters, {"features": digest}), started, answer.figures)
     return table
 

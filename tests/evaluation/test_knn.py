@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 import reference
 from andscale.errors import UsageError
@@ -91,3 +92,29 @@ def test_samples_without_labels_cannot_vote():
     labels = np.array([0, -1], np.int32)
     with pytest.raises(UsageError, match="without a label cannot vote"):
         weighted_knn(np.eye(2, dtype=np.float32), labels, np.eye(2, dtype=np.float32), (1,), 1.0)
+
+
+def test_a_gpus_working_memory_is_taken_once(monkeypatch, rng):
+    """On a stand-in for FAISS's GPU part, which answers as the CPU does."""
+    taken, train = [], reference.unit_rows(rng, 60, 8)
+    faiss = knn.import_faiss()
+
+    class OnGpu:
+        METRIC_INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
+        StandardGpuResources = staticmethod(lambda: taken.append(1) or "resources")
+
+        @staticmethod
+        def knn_gpu(resources, queries, train, count, *, metric, device, vectorsMemoryLimit):
+            assert resources == "resources"
+            return faiss.knn(queries, train, count, metric=metric)
+
+    monkeypatch.setattr(knn, "import_faiss", lambda: OnGpu)
+    monkeypatch.setattr(knn, "num_gpus", lambda: 1)
+    for name, value in {"is_available": True, "empty_cache": None, "current_device": 0}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    knn._gpu_resources.cache_clear()
+    for _ in range(2):
+        _, ids = nearest(train, reference.unit_rows(rng, 5, 8), 3)
+        assert ids.shape == (5, 3)
+    assert len(taken) == 1
+    knn._gpu_resources.cache_clear()

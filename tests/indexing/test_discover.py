@@ -7,8 +7,9 @@ import pytest
 
 import reference
 from andscale.errors import RunError, UsageError
-from andscale.indexing.discover import DiscoverRequest, discover_features
-from andscale.store.neighbourhoods import read_table
+from andscale.indexing.discover import DiscoverRequest, as_mode, discover_features
+from andscale.store import artifacts
+from andscale.store.neighbourhoods import KIND, read_table
 
 REQUEST = DiscoverRequest(num_neighbours=3, temperature=0.1)
 
@@ -152,3 +153,15 @@ def test_round_and_rounds_belong_together(tmp_path, rng):
     path = _save(tmp_path, reference.unit_rows(rng, 20, 4))
     with pytest.raises(UsageError, match="--round and --rounds belong together"):
         discover_features(path, tmp_path / "out", DiscoverRequest(1, 0.1, round_number=1))
+
+
+def test_the_mode_can_be_chosen_and_stands_in_the_table_and_its_hash(tmp_path, rng):
+    path = _save(tmp_path, reference.unit_rows(rng, 400, 8, clusters=4))
+    found = {}
+    for mode in ("auto", "exact", "approximate"):
+        discover_features(path, tmp_path / mode, DiscoverRequest(3, 0.1, mode=mode))
+        found[mode] = artifacts.load_manifest(tmp_path / mode, KIND)
+    assert [manifest.figures["mode"] for manifest in found.values()] == ["exact", "exact", "approximate"]
+    assert len({manifest.digest for manifest in found.values()}) == 3
+    with pytest.raises(UsageError, match="--mode 'fast': choose one of auto, exact, approximate"):
+        as_mode("fast")
