@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from andscale.data.reader import SplitReader
-from andscale.data.shards import PreparedDataset, open_dataset
+from andscale.data.shards import PreparedDataset, load_catalogue, open_dataset
 from andscale.errors import RunError, UsageError
 from andscale.evaluation.embed import embed_rows
 from andscale.evaluation.knn import nearest
@@ -53,7 +53,8 @@ def find_leaks(run: Path, round_number: int | None, threshold: float, known: Pat
     similarities, ids = nearest(features["train"], features["val"], 1)
     found = np.flatnonzero(similarities[:, 0] >= threshold)
     found = found[np.argsort(-similarities[found, 0], kind="stable")]
-    train, val = readers["train"].catalogue, readers["val"].catalogue
+    # readers know no sources
+    train, val = (load_catalogue(dataset, split, reader.num_samples) for split, reader in readers.items())
 
     def leak(val_id: int) -> dict[str, Any]:
         train_id = int(ids[val_id, 0])

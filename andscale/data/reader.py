@@ -99,7 +99,7 @@ class SplitReader:
         max_samples: int | None = None,
     ):
         self.config, self.device = config, device
-        self.catalogue = load_catalogue(dataset, split, max_samples)
+        self.catalogue = load_catalogue(dataset, split, max_samples, texts=False)
         self.num_samples = len(self.catalogue.labels)
         if self.num_samples < 1:
             raise UsageError(f"{dataset.url or dataset.root} has no {split} images")

@@ -176,13 +176,17 @@ def verify_dataset(root: Path) -> PreparedDataset:
     return dataset
 
 
-def load_catalogue(dataset: PreparedDataset, split: str, max_samples: int | None = None) -> Catalogue:
+def load_catalogue(
+    dataset: PreparedDataset, split: str, max_samples: int | None = None, *, texts: bool = True
+) -> Catalogue:
     """The catalogue of a split, its hash and its every row checked, in the order of sample ids.
 
     Args:
         dataset: the prepared data set.
         split: ``train`` or ``val``.
         max_samples: the first so many samples only; None: all.
+        texts: False leaves ``keys`` and ``sources`` empty, which are most of a catalogue's memory (some 170 bytes a
+            sample) and nothing to a rank that trains.
 
     Raises:
         RunError: the file is damaged; ids that are not 0..N-1, each once; an image that lies outside its shard.
@@ -196,8 +200,9 @@ def load_catalogue(dataset: PreparedDataset, split: str, max_samples: int | None
         fetch_if_other(dataset.url, path, record.catalogue.bytes, record.catalogue.blake3)
     verify_file(path, record.catalogue.bytes, record.catalogue.blake3)
     with open_table(path, (*_NUMBERS, *_TEXTS), CATALOGUE_KIND) as file:
-        table = read_columns(path, file, [*_NUMBERS, *_TEXTS])
-    for name in (*_NUMBERS, *_TEXTS):
+        wanted = [*_NUMBERS, *(_TEXTS if texts else ("shard",))]
+        table = read_columns(path, file, wanted)
+    for name in wanted:
         kind = table.schema.field(name).type
         if not (pa.types.is_integer(kind) if name in _NUMBERS else pa.types.is_string(kind)):
             raise RunError(f"{path}: column {name!r} is of type {kind}, which no catalogue of ours has")
@@ -219,8 +224,8 @@ def load_catalogue(dataset: PreparedDataset, split: str, max_samples: int | None
     _check_rows(path, arrays, record, len(dataset.classes))
     return Catalogue(
         shards=tuple(dataset.root / shard.name for shard in record.shards),
-        keys=table["key"].slice(0, max_samples).to_pylist(),
-        sources=table["source"].slice(0, max_samples).to_pylist(),
+        keys=table["key"].slice(0, max_samples).to_pylist() if texts else [],
+        sources=table["source"].slice(0, max_samples).to_pylist() if texts else [],
         **{name: values[:max_samples] for name, values in arrays.items()},
     )
 

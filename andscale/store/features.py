@@ -80,10 +80,13 @@ def read_features(
     return _gather(folder, files, wanted, manifest.num_rows), manifest
 
 
-def gather_by_id(paths: list[Path], num_samples: int) -> np.ndarray:
-    """Read feature shards into one (N, D) float32 array by id; checks page checksums, ids and lengths, not hashes."""
+def gather_by_id(paths: list[Path], num_samples: int, rows: range | None = None) -> np.ndarray:
+    """Read feature shards into one (N, D) float32 array by id; checks page checksums, ids and lengths, not hashes.
+
+    ``rows``: as in ``read_features``; the array is (len(rows), D) then.
+    """
     where = paths[0].parent if paths else Path("an empty list of files")
-    return _gather(where, [(path, None) for path in paths], range(num_samples), num_samples)
+    return _gather(where, [(path, None) for path in paths], range(num_samples) if rows is None else rows, num_samples)
 
 
 def _gather(

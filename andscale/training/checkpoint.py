@@ -27,7 +27,7 @@ from andscale.store import artifacts
 from andscale.store.features import gather_by_id, shard_name, write_features
 from andscale.store.files import errors_name
 from andscale.store.torch_file import check_torch_file
-from andscale.training.memory_bank import MemoryBank
+from andscale.training.memory_bank import MemoryBank, rows_of_rank
 
 KIND = "checkpoint"
 STATE_NAME = "state.pt"
@@ -61,7 +61,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds."""
+    """What a checkpoint holds; of the memory, (n, D) float32, this rank's rows."""
 
     position: Position
     state: dict[str, Any]
@@ -157,7 +157,8 @@ def load_checkpoint(folder: Path, world: World, provenance: artifacts.Provenance
     manifest = artifacts.load_manifest(path, KIND)
     shards = [path / f.name for f in manifest.files if f.rows is not None]
     state, position = _load_state(path / STATE_NAME)
-    return Checkpoint(position, state, gather_by_id(shards, manifest.num_rows))
+    rows = rows_of_rank(manifest.num_rows, world.rank, world.world_size)
+    return Checkpoint(position, state, gather_by_id(shards, manifest.num_rows, rows))
 
 
 def _load_state(path: Path) -> tuple[dict[str, Any], Position]:

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from andscale.config import MethodConfig
+from andscale.distributed import World, barrier
 from andscale.errors import RunError, UsageError
 from andscale.spelling import spelt
 from andscale.store import artifacts
+from andscale.store.features import KIND as MEMORY_KIND
 from andscale.store.features import read_features
 from andscale.store.neighbourhoods import NeighbourhoodTable, read_table
 from andscale.store.run_layout import RunLayout
 from andscale.store.run_record import RunRecord
+from andscale.training.memory_bank import rows_of_rank
 
 MODEL_KIND = "model"
 
@@ -26,7 +29,7 @@ class RoundInputs:
     Attributes:
         members: (N, k + 1) int64, ids of S_i: the sample, then its neighbours if it is an anchor; -1 elsewhere.
             (N, 1), the samples alone, where there are no neighbourhoods.
-        memory: (N, D) float32 that the round before left; None in round 0.
+        memory: (n, D) float32, this rank's rows of what the round before left; None in round 0.
         model: the folder of the round before's model; None in round 0.
         provenance: config hash and parents of everything that this round writes.
     """
@@ -53,8 +56,17 @@ def check_inputs_exist(layout: RunLayout, round_number: int, method: MethodConfi
         )
 
 
-def load_inputs(record: RunRecord, layout: RunLayout, round_number: int, num_samples: int) -> RoundInputs:
-    """Read and verify everything a round starts from.
+def load_inputs(
+    record: RunRecord, layout: RunLayout, round_number: int, num_samples: int, world: World | None = None
+) -> RoundInputs:
+    """Read and verify everything a round starts from; of the memory, this rank's rows.
+
+    Args:
+        record: of the run.
+        layout: of the run.
+        round_number: r.
+        num_samples: N of the data.
+        world: this rank, all ranks call; None: there is one.
 
     Raises:
         RunError: damaged, of another data set, or neighbourhoods that were not found in the memory of round r - 1.
@@ -65,12 +77,17 @@ def load_inputs(record: RunRecord, layout: RunLayout, round_number: int, num_sam
     if round_number == 0:
         return RoundInputs(itself, None, None, artifacts.Provenance(config_hash, parents))
     before = layout.round(round_number - 1)
-    memory, memory_manifest = read_features(before.memory)
+    world = world or World()
+    num_rows = artifacts.load_manifest(before.memory, MEMORY_KIND).num_rows
+    if num_rows != num_samples:
+        raise RunError(f"{before.memory} has {num_rows} samples, the data {num_samples}")
+    # ranks share the checking of hashes; the first collective comes after all have read
+    rows, share = rows_of_rank(num_samples, world.rank, world.world_size), (world.rank, world.world_size)
+    memory, memory_manifest = read_features(before.memory, rows=rows, share=share)
+    barrier()
     model_manifest = artifacts.verify(before.model, MODEL_KIND)
     artifacts.refuse_other_config(before.memory, memory_manifest, config_hash)
     artifacts.refuse_other_config(before.model, model_manifest, config_hash)
-    if len(memory) != num_samples:
-        raise RunError(f"{before.memory} has {len(memory)} samples, the data {num_samples}")
     parents |= {
         f"rounds/{before.number:02d}/memory": memory_manifest.digest,
         f"rounds/{before.number:02d}/model": model_manifest.digest,

@@ -63,9 +63,9 @@ def train_round(
     with (signals or StopSignals()).installed() as heard, process_group(world) as device:
         reader = open_reader(record, device)
         check_shares(config, world, reader.num_samples)
-        inputs = load_inputs(record, layout, round_number, reader.num_samples)
+        inputs = load_inputs(record, layout, round_number, reader.num_samples, world)
         state = start(config, round_number, inputs, reader, world)
-        inputs = replace(inputs, memory=None)  # this rank's rows are in the state: let go of the others'
+        inputs = replace(inputs, memory=None)  # on a GPU the state has a copy
         resume(state, load_checkpoint(folder.checkpoints, world, inputs.provenance))
         drop_half(folder, state.position.epoch, num_epochs, world)
         if world.is_main:

@@ -49,7 +49,7 @@ def start(config: RunConfig, round_number: int, inputs: RoundInputs, reader: Spl
     Args:
         config: of the run.
         round_number: r.
-        inputs: weights and memory of the round before.
+        inputs: weights of the round before, and this rank's rows of its memory.
         reader: the training split, on the device to train on.
         world: this rank.
     """
@@ -65,7 +65,7 @@ def start(config: RunConfig, round_number: int, inputs: RoundInputs, reader: Spl
     elif inputs.memory is None:
         values = torch.from_numpy(initial_rows(rows, config.model.feature_dim, config.seed))
     else:
-        values = torch.from_numpy(inputs.memory[rows.start : rows.stop].copy())
+        values = torch.from_numpy(inputs.memory)
     if values.shape[1] != config.model.feature_dim:
         raise RunError(f"the memory of round {round_number - 1} has D = {values.shape[1]}")
     module = make_module(network, config, reader).to(reader.device)
@@ -79,8 +79,7 @@ def resume(state: TrainState, checkpoint: Checkpoint | None) -> None:
         return
     state.module.load_state_dict(checkpoint.state["model"])
     state.optimizer.load_state_dict(checkpoint.state["optimizer"])
-    rows = state.memory.rows
-    state.memory.values.copy_(torch.from_numpy(checkpoint.memory[rows.start : rows.stop]))
+    state.memory.values.copy_(torch.from_numpy(checkpoint.memory))
     state.position = checkpoint.position
 
 

@@ -170,6 +170,10 @@ def test_the_first_samples_alone_are_a_prefix(dataset):
         assert getattr(cut, name).dtype == dtype
         np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name)[:4])
     assert len(load_catalogue(dataset, "train", 1000).keys) == 9
+    bare = load_catalogue(dataset, "train", 4, texts=False)
+    assert (bare.keys, bare.sources) == ([], [])
+    assert bare.labels.tolist() == cut.labels.tolist()
+    assert bare.offsets.tolist() == cut.offsets.tolist()
 
 
 def test_catalogue_and_data_set_go_to_other_processes(dataset):

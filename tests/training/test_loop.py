@@ -326,3 +326,13 @@ def test_a_half_published_round_with_its_checkpoint_is_finished(copied):
     run_ranks(_train, 1, copied.root, 0, grouped=False)
     assert weights.stat().st_mtime_ns == before
     assert_same_state(trained_state(copied, 0), expected)
+
+
+def test_a_rank_reads_its_own_rows_of_the_memory_alone(copied):
+    record = load_run(copied.root)
+    whole = load_inputs(record, copied, 1, 143).memory
+    parts = [load_inputs(record, copied, 1, 143, World(rank, 3)).memory for rank in range(3)]
+    assert [len(part) for part in parts] == [47, 48, 48]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    with pytest.raises(RunError, match="memory has 143 samples, the data 142"):
+        load_inputs(record, copied, 1, 142)
