@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from andscale.errors import RunError
+from andscale.orchestration.reasons import WITHOUT_A_WORD
 from andscale.orchestration.status import RunStatus, StepStatus, run_status
 from andscale.orchestration.status_table import status_line, status_table
 from andscale.spelling import spelt
@@ -14,6 +15,8 @@ from andscale.store.run_layout import RunLayout
 
 _POLL_S = 2.0
 _SETTLE_S = 6.0
+_SEEN_LATE_S = 75.0
+"""NFS remembers for up to a minute that a file was not there: a step may be done elsewhere and not seen to be."""
 _INTERRUPTED = 130
 
 
@@ -38,10 +41,10 @@ def follow(root: Path, rounds: range | None = None, *, accept_stale: bool = Fals
             screen.show(status)
             if all(s.state == "done" or (accept_stale and s.state == "stale") for s in status.steps):
                 return
-            # a job that just ended may show its artefacts a little later, and a launcher may be at work
+            # a job that just ended may show its artefacts later, and a launcher may be at work
             now = time.monotonic()
             still_since = None if goes_on(status) else (still_since or now)
-            if still_since is not None and now - still_since >= _SETTLE_S:
+            if still_since is not None and now - still_since >= _time_to_settle(status):
                 raise RunError(why_it_stands(status))
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
@@ -55,6 +58,11 @@ def goes_on(status: RunStatus) -> bool:
     if status.unseen or status.holder:
         return True
     return any(s.state == "running" or (s.state == "waiting" and s.why is None) for s in status.steps)
+
+
+def _time_to_settle(status: RunStatus) -> float:
+    silent = any(s.state == "failed" and (s.why or "").startswith(WITHOUT_A_WORD) for s in status.steps)
+    return _SEEN_LATE_S if silent else _SETTLE_S
 
 
 def why_it_stands(status: RunStatus) -> str:

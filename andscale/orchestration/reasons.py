@@ -7,6 +7,9 @@ ERROR_MARK = "andscale error: "
 LOST_MARK = "andscale lost a rank: "
 """Starts the line of a rank that was well, and ended because another one was gone or did not answer."""
 
+WITHOUT_A_WORD = "it ended without a word"
+"""Begins the reason where no rank's log says one: killed from outside, or done, and not seen to be so yet."""
+
 _START = "Starting with JobEnvironment("
 """Submitit's first line of every attempt; logs are appended to."""
 
@@ -42,7 +45,7 @@ def culprit(folder: Path, job_id: str) -> tuple[str, Path]:
     first = folder / f"{job_id}_0_log.out"
     spoken = (line for line in reversed(attempts.get(first, [])) if line.strip() and not line.startswith("submitit "))
     last = next(spoken, None)
-    return "it ended without a word" + (f", the last was: {last}" if last else ""), first
+    return WITHOUT_A_WORD + (f", the last was: {last}" if last else ""), first
 
 
 def _last_attempt(log: Path) -> list[str]:

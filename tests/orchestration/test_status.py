@@ -291,3 +291,21 @@ def test_cancel_does_not_claim_that_nothing_runs_when_slurm_does_not_answer(slur
     slurm.switch("down")
     with pytest.raises(RunError, match="squeue does not answer"):
         cancel_run(run.root)
+
+
+def test_a_step_that_says_no_error_has_a_minute_to_be_seen_as_done(slurm, run, quick, monkeypatch):
+    """NFS on the login node remembers that there was no manifest when the job has published it elsewhere."""
+    monkeypatch.setattr(follow, "_SEEN_LATE_S", 5.0)
+    publish(run, TRAIN_0)
+    log(run, Step("evaluate", 0), 101, "evaluated")
+    polls, real_sleep = [], time.sleep
+
+    def poll(_):
+        polls.append(1)
+        real_sleep(0.05)
+        if len(polls) == 10:
+            publish(run, Step("evaluate", 0))
+
+    monkeypatch.setattr(follow.time, "sleep", poll)
+    follow.follow(run.root, range(1))
+    assert len(polls) == 10
