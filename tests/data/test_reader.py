@@ -10,6 +10,7 @@ from andscale.config_data import AugmentConfig, DataConfig
 from andscale.data import samples
 from andscale.data.order import WINDOW_CHUNKS, chunk_cuts, chunked_order
 from andscale.data.reader import SplitReader, batch_bounds, epoch_order, rank_counts
+from andscale.data.samples import spans
 from andscale.data.shards import load_catalogue, open_dataset
 from andscale.distributed import World
 from andscale.errors import RunError, UsageError
@@ -250,3 +251,12 @@ def test_a_missing_shard_is_named_before_anything_is_read(digits, tmp_path):
     (tmp_path / "copy" / "train-000000.tar").unlink()
     with pytest.raises(RunError, match=r"train-000000.tar is missing"):
         _reader(open_dataset(tmp_path / "copy"), in_memory=False)
+
+
+def test_neighbouring_samples_are_read_at_once_and_wide_gaps_are_left_out():
+    kib = 1024
+    starts = np.array([900, 0, 100, 720, 1000], np.int64) * kib
+    lengths = np.array([100, 90, 101, 70, 10], np.int64) * kib
+    # in their order: 10, 519, 110 and 0 KiB between them
+    assert [part.tolist() for part in spans(starts, lengths)] == [[1, 2], [3, 0, 4]]
+    assert [part.tolist() for part in spans(starts[:1], lengths[:1])] == [[0]]
