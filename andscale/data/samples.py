@@ -93,8 +93,8 @@ class Shards:
 def spans(starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     """Pieces of a file that are read at once, gaps of up to 512 KiB included.
 
-    The ranks share a chunk out: if each read all of it, 8 ranks would read the data set 7 times, and if each read what it
-    wants alone, image by image. So they read 1.8 times its bytes, in pieces of 0.4 MB (docs/log.md).
+    The ranks share a chunk out: if each read all of it, 8 ranks would read the data set 7 times; without gaps they
+    would read image by image. So they read 1.8 times its bytes, in pieces of 0.4 MB (docs/log.md).
 
     Args:
         starts: (n,) int64, where samples begin, bytes.

@@ -97,6 +97,13 @@ def begin(folder: Path) -> Path:
     return staging
 
 
+def discard(folder: Path) -> None:
+    """Remove a complete artefact; killed at any moment, it is there whole or absent, and the next writer clears up."""
+    aside = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(8)}")
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def refuse_existing(folder: Path) -> None:
     """Raise RunError when ``folder`` exists: an artefact is never written over."""
     if is_complete(folder):

@@ -1,7 +1,5 @@
 """The state that a round's training starts from: new, from the round before, or from a checkpoint."""
 
-import shutil
-
 import torch
 
 from andscale.config import RunConfig
@@ -98,6 +96,5 @@ def drop_half(folder: RoundLayout, epoch: int, num_epochs: int, world: World) ->
     if world.is_main and epoch < num_epochs:
         for half in (folder.model, folder.memory):
             if artifacts.is_complete(half):  # anything else is not ours
-                (half / artifacts.MANIFEST_NAME).unlink()
-                shutil.rmtree(half, ignore_errors=True)
+                artifacts.discard(half)
     barrier()

@@ -171,3 +171,13 @@ def test_a_file_that_cannot_be_flushed_is_not_sealed(tmp_path, monkeypatch):
     monkeypatch.setattr(artifacts, "fsync_path", full)
     with pytest.raises(OSError, match="no space left"):
         artifacts.seal(tmp_path / "f")
+
+
+def test_an_artefact_that_is_discarded_half_way_is_absent_and_made_anew(tmp_path, monkeypatch):
+    _publish(tmp_path / "thing")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed there, or NFS keeps an open file
+        artifacts.discard(tmp_path / "thing")
+    assert not (tmp_path / "thing").exists()
+    _publish(tmp_path / "thing", "again")
+    assert [p.name for p in tmp_path.iterdir()] == ["thing"]
