@@ -23,7 +23,8 @@ def shown(text: str | None, width: int = _NAME_WIDTH) -> str:
 
 def audit_text(inspected: dict[str, Any]) -> str:
     """All sections of ``inspect_subject``."""
-    parts = [purity_table(inspected), _graph_lines(inspected)]
+    approximate = approximation_line(inspected["discovery"])
+    parts = [purity_table(inspected), *([approximate] if approximate else []), _graph_lines(inspected)]
     if inspected["labels"]:
         parts += [_label_lines(inspected["labels"]), _class_table(inspected["labels"])]
         if inspected["labels"]["confused"]:
@@ -33,6 +34,23 @@ def audit_text(inspected: dict[str, Any]) -> str:
     if "leakage" in inspected:
         parts.append(leakage_text(inspected["leakage"]))
     return "\n\n".join(parts)
+
+
+def approximation_line(discovery: dict[str, Any]) -> str:
+    """What an approximate table means for the audit's figures, as one line; empty for an exact one."""
+    if discovery["mode"] != "approximate":
+        return ""
+    forms = {
+        "recall_at_1": "recall@1 {:.4f}",
+        "recall_at_k": "recall@k {:.4f}",
+        "mean_entropy_stderr_nats": "mean standard error of the entropies {:.4f} nats",
+    }
+    known = ", ".join(form.format(discovery[name]) for name, form in forms.items() if discovery[name] is not None)
+    quality = f" ({known})" if known else ""
+    return (
+        f"Approximate neighbourhoods{quality}: purity, hubs and mutual pairs are of "
+        "the neighbours that were found, near-duplicates that were not found are missing, entropies are estimates"
+    )
 
 
 def history_text(found: dict[str, Any]) -> str:

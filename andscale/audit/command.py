@@ -70,7 +70,7 @@ def audit(request: AuditRequest) -> None:
     print(json.dumps(inspected, indent=2) if request.as_json else audit_text(inspected))
     notes = sys.stderr if request.as_json else sys.stdout
     if request.csv is not None:
-        names = ", ".join(path.name for path in write_csv(inspected, request.csv))
+        names = ", ".join(path.name for path in write_csv(subject, inspected, request.csv))
         print(f"wrote {request.csv}: {names}", file=notes)
     if request.html is not None:
         from andscale.audit.report import write_report

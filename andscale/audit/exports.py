@@ -46,7 +46,7 @@ def export(subject: Subject, request: str) -> str:
 
 
 def sample_columns(subject: Subject) -> dict[str, Any]:
-    """sample_id, key, source, label and class where they are known, entropy, is_anchor; (N,) each."""
+    """sample_id, key, source, label, class, entropy, entropy_stderr, is_anchor, where they are known; (N,) each."""
     table, labels, count = subject.table, subject.audit_labels, len(subject.table)
     columns: dict[str, Any] = {"sample_id": np.arange(count)}
     if subject.catalogue is not None:
@@ -55,7 +55,10 @@ def sample_columns(subject: Subject) -> dict[str, Any]:
         names = {label: subject.class_name(label) for label in np.unique(labels).tolist()}
         columns["label"] = labels
         columns["class"] = [names[label] if label >= 0 else None for label in labels.tolist()]
-    return columns | {"entropy": table.entropies, "is_anchor": table.is_anchor}
+    columns["entropy"] = table.entropies
+    if table.entropy_stderr is not None:
+        columns["entropy_stderr"] = table.entropy_stderr
+    return columns | {"is_anchor": table.is_anchor}
 
 
 def distances(subject: Subject) -> np.ndarray:
@@ -134,6 +137,8 @@ def _fiftyone_sample(name: str, sample_id: int, columns: dict[str, Any], subject
         "neighbour_ids": table.neighbour_ids[sample_id].tolist(),
         "similarities": [float(s) for s in table.similarities[sample_id]],
     }
+    if table.entropy_stderr is not None:
+        sample["entropy_stderr"] = float(table.entropy_stderr[sample_id])
     if columns.get("class") is not None and columns["class"][sample_id] is not None:
         sample["ground_truth"] = {"_cls": "Classification", "tags": [], "label": columns["class"][sample_id]}
     return sample

@@ -76,7 +76,8 @@ def neighbour_pairs(neighbour_ids: np.ndarray) -> np.ndarray:
 def near_duplicates(table: NeighbourhoodTable, threshold: float) -> list[np.ndarray]:
     """Groups of samples that are linked by similarities of at least ``threshold``.
 
-    Only the K neighbours of each sample are looked at; a group of more than K equal images is linked through them.
+    Only the K neighbours of each sample are looked at. In an exact table a group of more than K equal images is linked
+    through them, as equal similarities go by id; an approximate one may miss pairs, and may split such a group.
 
     Returns:
         (n,) int64 ascending ids of each group of two or more, the largest group first, then by smallest id.

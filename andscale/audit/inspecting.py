@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def inspect_subject(subject: Subject, threshold: float = NEAR_DUPLICATE, known: 
         known: where the data set of the run lies now, if it was moved.
 
     Returns:
-        ``groups`` (purity of all, anchors, instances, entropy tenths), ``entropy``, ``graph``, ``near_duplicates``,
-        ``labels`` (None unless every sample has one) and ``rounds`` (None without a run).
+        ``discovery`` (how the table was found), ``groups`` (purity of all, anchors, instances, entropy tenths),
+        ``entropy``, ``graph``, ``near_duplicates`` (all counted, the largest groups' first members listed), ``labels``
+        (None unless every sample has one) and ``rounds`` (None without a run).
     """
     table = subject.table
     labels = subject.audit_labels if subject.is_labelled else None
@@ -49,6 +51,7 @@ def inspect_subject(subject: Subject, threshold: float = NEAR_DUPLICATE, known: 
         "round": subject.round_number,
         "num_samples": len(table),
         "num_neighbours": table.num_neighbours,
+        "discovery": _discovery(subject),
         "labelled": labels is not None,
         "partly_labelled": labels is None and subject.audit_labels is not None,
         "groups": [vars(group) for group in purity_groups(table, labels)],
@@ -71,33 +74,49 @@ def purity_of_anchors(inspected: dict[str, Any]) -> tuple[float, str]:
     return float(groups["all"]), "all samples, of which none is an anchor,"
 
 
-def write_csv(inspected: dict[str, Any], folder: Path) -> list[Path]:
-    """One file a table of figures, with a header; those without content are left out. Existing files are replaced."""
+def write_csv(subject: Subject, inspected: dict[str, Any], folder: Path) -> list[Path]:
+    """One file a table of figures, with a header; existing files are replaced.
+
+    Those of tables that have no rows now are removed, so that none of another audit is taken for one of this.
+
+    Args:
+        subject: what was inspected; its near-duplicates are written whole.
+        inspected: what ``inspect_subject`` gave.
+        folder: made where it is absent.
+
+    Returns:
+        The files that were written.
+    """
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     labels = inspected["labels"] or {}
-    duplicates = enumerate(inspected["near_duplicates"]["groups"], start=1)
+    duplicates = enumerate(near_duplicates(subject.table, inspected["near_duplicates"]["threshold"]), start=1)
     tables: dict[str, Iterable[dict[str, Any]]] = {
         "groups": [_flat(group) for group in inspected["groups"]],
         "hubs": inspected["graph"]["hubs"],
-        "near_duplicates": [{"group": n, "sample_id": i} for n, ids in duplicates for i in ids],
+        "near_duplicates": ({"group": n, "sample_id": int(i)} for n, ids in duplicates for i in ids),
         "classes": labels.get("by_class", []),
         "confused": labels.get("confused", []),
         "risk_coverage": labels.get("risk_coverage", []),
         "rounds": inspected["rounds"] or [],
         "leaks": inspected.get("leakage", {}).get("leaks", []),
     }
-    written = []
-    for name, records in tables.items():
-        rows = list(records)
-        if rows:
-            path = folder / f"{name}.csv"
-            with errors_name(path), path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows({key: as_text_cell(value) for key, value in row.items()} for row in rows)
-            written.append(path)
-    return written
+    paths = {folder / f"{name}.csv": rows for name, rows in tables.items()}
+    return [path for path, rows in paths.items() if _write_rows(path, rows)]
+
+
+def _write_rows(path: Path, records: Iterable[dict[str, Any]]) -> bool:
+    """Write one CSV file, or remove it where there is no row; returns whether there is one."""
+    rows = iter(records)
+    first = next(rows, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return False
+    with errors_name(path), path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(first))
+        writer.writeheader()
+        writer.writerows({key: as_text_cell(value) for key, value in row.items()} for row in chain([first], rows))
+    return True
 
 
 def as_text_cell(value: Any) -> Any:
@@ -111,6 +130,15 @@ def _flat(group: dict[str, Any]) -> dict[str, Any]:
     least, median, most = group["entropy_nats"]
     rest = {key: value for key, value in group.items() if key != "entropy_nats"}
     return rest | {"min_entropy_nats": least, "median_entropy_nats": median, "max_entropy_nats": most}
+
+
+def _discovery(subject: Subject) -> dict[str, Any]:
+    """``mode`` and, of approximate tables, how far to trust them; None where the manifest has nothing."""
+    figures = subject.manifest.figures
+    # what a manifest leaves out the column tells: estimates have a standard error
+    mode = figures.get("mode", "exact" if subject.table.entropy_stderr is None else "approximate")
+    names = ("recall_at_1", "recall_at_k", "mean_entropy_stderr_nats")
+    return {"mode": mode} | {name: figures.get(name) for name in names}
 
 
 def _entropy(subject: Subject) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def render_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def run_summary(run: Path) -> list[dict[str, Any]]:
-    """One record a round: anchors, purity, entropy quantiles, accuracy, seconds; what is absent is None."""
+    """One record a round: anchors, purity@1, entropy quantiles, accuracy, seconds; what is absent is None."""
     record, layout = load_run(run), RunLayout(run)
     return [_round_summary(layout.round(number), record.dataset_root) for number in layout.round_numbers()]
 
@@ -98,9 +98,10 @@ def _round_summary(folder: RoundLayout, dataset_root: Path | str) -> dict[str, A
         summary["entropy_quantiles_nats"] = [float(q) for q in np.quantile(table.entropies, (0.25, 0.5, 0.75))]
         labels = audit_labels_of(dataset_root, len(table))
         if labels is not None:
-            agreement = neighbour_agreement(table.neighbour_ids, labels)
-            summary["purity_of_all"] = float(agreement.mean())
-            summary["purity_of_anchors"] = float(agreement[table.is_anchor].mean()) if table.is_anchor.any() else None
+            # at 1, as in the audit, whatever K is: one name is one number
+            nearest = neighbour_agreement(table.neighbour_ids[:, :1], labels)[:, 0]
+            summary["purity_of_all"] = float(nearest.mean())
+            summary["purity_of_anchors"] = float(nearest[table.is_anchor].mean()) if table.is_anchor.any() else None
     if artifacts.is_complete(folder.memory):
         summary["train_s"] = artifacts.load_manifest(folder.memory, MEMORY_KIND).seconds
     if artifacts.is_complete(folder.evaluation):

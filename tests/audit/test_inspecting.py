@@ -1,6 +1,7 @@
 """The audit's command on a run of two rounds, and on tables without a run."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -10,9 +11,11 @@ import scipy.sparse
 from cleanlab.data_valuation import data_shapley_knn
 
 from andscale.audit.audit_text import audit_text, shown
-from andscale.audit.exports import distances
-from andscale.audit.inspecting import as_text_cell, inspect_subject
+from andscale.audit.exports import distances, export
+from andscale.audit.inspecting import as_text_cell, inspect_subject, write_csv
+from andscale.audit.round_figures import rounds_table
 from andscale.audit.subject import load_features, open_subject
+from andscale.audit.tables import run_summary
 from andscale.cli import call
 from andscale.distributed import World
 from andscale.errors import UsageError
@@ -97,6 +100,71 @@ def test_tables_are_written_as_csv(run, tmp_path, capsys):
         "risk_coverage",
         "rounds",
     }
+
+
+def test_every_near_duplicate_is_in_its_csv(run, tmp_path):
+    subject = open_subject(run)
+    found = inspect_subject(subject, threshold=-1)
+    assert [len(group) for group in found["near_duplicates"]["groups"]] == [100], "what JSON lists"
+    write_csv(subject, found, tmp_path)
+    with (tmp_path / "near_duplicates.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["group"], row["sample_id"]) for row in rows] == [("1", str(i)) for i in range(143)]
+
+
+def test_no_csv_of_another_audit_stays_beside_those_of_this(foreign, tmp_path, capsys):
+    for name in ("leaks.csv", "classes.csv", "groups.csv", "mine.csv"):
+        (tmp_path / name).write_text("old")
+    assert inspect(capsys, "--run", foreign / "table", "--csv", tmp_path)[0] == 0
+    assert not {"leaks.csv", "classes.csv"} & {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "mine.csv").read_text() == "old"
+    assert (tmp_path / "groups.csv").read_text() != "old"
+
+
+def test_the_purity_of_the_launch_is_that_of_the_audit(run):
+    launched = {record["round"]: record for record in run_summary(run)}
+    for record in rounds_table(run):
+        ended = launched[record["round"]]
+        assert ended["purity_of_anchors"] == record["purity_of_anchors"]
+        assert ended["purity_of_all"] == record["purity_at_1"]
+
+
+def approximate(subject, **figures):
+    """The same table, as approximate discovery would give it."""
+    table = dataclasses.replace(subject.table, entropy_stderr=np.full(len(subject.table), 0.25, np.float32))
+    manifest = dataclasses.replace(subject.manifest, figures={"mode": "approximate"} | figures)
+    return dataclasses.replace(subject, table=table, manifest=manifest)
+
+
+def test_an_approximate_table_is_not_shown_as_an_exact_one(run):
+    subject = open_subject(run)
+    exact = inspect_subject(subject)
+    assert exact["discovery"]["mode"] == "exact"
+    assert "pproximate" not in audit_text(exact)
+    quality = {"recall_at_1": 0.79, "recall_at_k": 0.5, "mean_entropy_stderr_nats": 0.25}
+    found = inspect_subject(approximate(subject, **quality))
+    assert found["discovery"] == {"mode": "approximate"} | quality
+    line = next(line for line in audit_text(found).splitlines() if line.startswith("Approximate neighbourhoods"))
+    for words in (
+        "recall@1 0.7900",
+        "recall@k 0.5000",
+        "0.2500 nats",
+        "near-duplicates that were not found are missing",
+    ):
+        assert words in line
+    text = audit_text(inspect_subject(approximate(subject)))
+    assert "Approximate neighbourhoods: purity" in text, "a table may lack the figures"
+
+
+@pytest.mark.parametrize("form", ["atlas", "parquet"])
+def test_standard_errors_are_exported_where_there_are_some(run, tmp_path, form):
+    subject = open_subject(run)
+    export(subject, f"{form}:{tmp_path / 'exact'}")
+    export(approximate(subject), f"{form}:{tmp_path / 'approximate'}")
+    exact, found = (pq.read_table(tmp_path / name) for name in ("exact", "approximate"))
+    assert "entropy_stderr" not in exact.column_names
+    assert found["entropy_stderr"].to_pylist() == [0.25] * 143
+    assert found.drop_columns("entropy_stderr").equals(exact)
 
 
 def test_one_sample_is_followed_through_the_rounds(run, capsys):

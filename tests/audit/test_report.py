@@ -125,6 +125,35 @@ def test_without_labels_purity_is_left_out_and_that_is_said(subject, page_of):
     assert "Not every sample has a label" in page.text
     assert "purity@" not in page.text
     assert "Most certain anchors" in page.text
+    bare = page_of(dataclasses.replace(subject, audit_labels=None))
+    assert "There are no labels: purity and confusion are left out" in bare.text
+    assert "Not every sample" not in bare.text
+
+
+def test_an_approximate_table_is_said_to_be_one(subject, page_of):
+    assert "Approximate" not in page_of(subject).text
+    figures = {"mode": "approximate", "recall_at_1": 0.79}
+    manifest = dataclasses.replace(subject.manifest, figures=figures)
+    page = page_of(dataclasses.replace(subject, manifest=manifest))
+    assert "Approximate neighbourhoods (recall@1 0.7900): purity, hubs" in page.text
+
+
+def test_leakage_is_on_the_page_where_it_was_looked_for(subject, page_of):
+    leak = {"val_id": 1234, "val_source": HOSTILE, "train_id": 5678, "train_source": HOSTILE, "similarity": 0.99}
+    leaks = [leak | {"val_id": 1234 + i, "same_class": same} for i, same in enumerate([None, True, False] * 5)]
+    found = {"model": "/home/me/runs/tiny/rounds/01/model", "threshold": 0.9, "num_val": 50, "num_leaked": 15}
+    inspected = inspect_subject(subject)
+    assert "Leakage" not in page_of(subject, inspected=inspected).text
+    page = page_of(subject, inspected=inspected | {"leakage": found | {"leaks": leaks}})
+    assert "15 of 50 validation images have a training image at similarity 0.9 or more" in page.text
+    assert "(features of rounds/01/model ); the most similar first" in page.text
+    assert "#1245" in page.text
+    assert "#1246" not in page.text, "twelve are shown"
+    assert "<script>alert(1)</script>" in page.text
+    assert not page.named("script")
+    assert "\u202e" not in page.text
+    none = page_of(subject, inspected=inspected | {"leakage": found | {"num_leaked": 0, "leaks": []}})
+    assert "0 of 50 validation images" in none.text
 
 
 def test_of_features_alone_there_are_ids_and_figures(subject, page_of):

@@ -2,12 +2,13 @@
 
 import math
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from andscale.audit.audit_text import shown
+from andscale.audit.audit_text import approximation_line, shown
 from andscale.audit.graph_figures import k_occurrence
 from andscale.audit.inspecting import inspect_subject
 from andscale.audit.label_figures import confusion
@@ -37,7 +38,7 @@ def _content(subject: Subject, inspected: dict[str, Any]) -> dict[str, Any]:
     table, labels = subject.table, inspected["labels"]
     thumbnails = Thumbnails(subject)
     groups = {group["name"]: group for group in inspected["groups"]}
-    rounds = inspected["rounds"] or []
+    rounds, leakage = inspected["rounds"] or [], inspected.get("leakage")
     return {
         "run": subject.root.resolve().name,
         "round_number": subject.round_number,
@@ -49,6 +50,7 @@ def _content(subject: Subject, inspected: dict[str, Any]) -> dict[str, Any]:
         "groups": groups,
         "labels": labels,
         "missing_images": thumbnails.missing,
+        "approximation": approximation_line(inspected["discovery"]),
         "entropy_chart": charts.entropy_histogram(table.entropies, table.is_anchor),
         "occurrence_chart": charts.occurrence_chart(k_occurrence(table.neighbour_ids)),
         **_label_charts(subject, inspected, groups),
@@ -56,6 +58,9 @@ def _content(subject: Subject, inspected: dict[str, Any]) -> dict[str, Any]:
         "rounds_chart": charts.rounds_chart(rounds) if len(rounds) > 1 and labels else None,
         "galleries": galleries(subject, inspected, thumbnails),
         "duplicate_groups": duplicate_groups(subject, inspected, thumbnails),
+        "leakage": leakage,
+        # the run's folder stands in the title, without where it lies
+        "leakage_model": "/".join(Path(leakage["model"]).parts[-3:]) if leakage else "",
     }
 
 
