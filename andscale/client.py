@@ -85,16 +85,27 @@ class NeighbourhoodClient:
         Args:
             vectors: (Q, D) or (D,) numbers; the service scales them to unit length.
             k: how many.
+
+        Raises:
+            NeighbourhoodError: vectors of another dimension than the service's index, too many of them, no answer.
         """
         import numpy as np
 
-        body = np.atleast_2d(np.asarray(vectors)).astype("<f4").tobytes()
-        return self._search(body, "application/octet-stream", k)
+        queries = np.atleast_2d(np.asarray(vectors))
+        if queries.ndim != 2:
+            raise ValueError(f"vectors of shape {queries.shape}: expected (Q, D) or (D,)")
+        count, dim = queries.shape
+        headers = {"Content-Type": "application/octet-stream", "X-Dim": str(dim)}
+        results = self._search(queries.astype("<f4").tobytes(), headers, k)
+        if len(results) != count:  # a service that does not know X-Dim has cut the bytes elsewhere
+            held = self.stats()["dim"]
+            raise NeighbourhoodError(422, f"{dim} numbers a vector were sent, the service's index has {held}")
+        return results
 
     def search_image(self, image: "Path | str | bytes", k: int = 10) -> list[Neighbour]:
         """The nearest samples of an image, as a file or its encoded bytes."""
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        return self._search(data, "image/unknown", k)[0]
+        return self._search(data, {"Content-Type": "image/unknown"}, k)[0]
 
     def sample(self, sample_id: int, round_number: int | None = None) -> Sample:
         """One sample."""
@@ -130,8 +141,8 @@ class NeighbourhoodClient:
         if connection is not None:
             connection.close()
 
-    def _search(self, body: bytes, kind: str, k: int) -> list[list[Neighbour]]:
-        answer = json.loads(self._ask("POST", "/v1/search", {"k": k}, body, {"Content-Type": kind}))
+    def _search(self, body: bytes, headers: dict[str, str], k: int) -> list[list[Neighbour]]:
+        answer = json.loads(self._ask("POST", "/v1/search", {"k": k}, body, headers))
         return [[_neighbour(answer["round"], n) for n in result["neighbours"]] for result in answer["results"]]
 
     def _json(self, method: str, path: str, query: dict[str, Any] | None = None) -> dict[str, Any]:

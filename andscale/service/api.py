@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Annotated
 
 import numpy as np
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import FastAPI, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
@@ -16,7 +16,15 @@ from starlette.responses import Response
 
 import andscale
 from andscale.service import examples
-from andscale.service.bodies import as_json, check_id, check_k, check_number, vectors_from_bytes, vectors_from_json
+from andscale.service.bodies import (
+    as_json,
+    check_dim,
+    check_id,
+    check_k,
+    check_number,
+    vectors_from_bytes,
+    vectors_from_json,
+)
 from andscale.service.embedding import Embedder
 from andscale.service.guard import Figures, Limits
 from andscale.service.listing import Filter, find_samples
@@ -33,6 +41,9 @@ RoundNumber = Annotated[
     int | None, Query(alias="round", ge=0, le=99_999, description="An older round; the current one by default.")
 ]
 NumNeighbours = Annotated[int | None, Query(description="How many neighbours; the table's K by default.")]
+Dim = Annotated[
+    int | None, Header(alias="X-Dim", description="D of the vectors, to be refused where the index has another.")
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +133,7 @@ def _add_search(api: FastAPI, service: Service) -> None:
         "/v1/search", summary="Neighbours of vectors or of an image", responses=examples.SEARCH,
         openapi_extra={"requestBody": body},
     )  # fmt: skip
-    async def search(request: Request, k: NumNeighbours = None) -> Response:
+    async def search(request: Request, k: NumNeighbours = None, dim: Dim = None) -> Response:
         """Vectors are scaled to unit length; an image is embedded by the model whose features the index holds."""
         snapshot = service.rounds.current
         _needs_index(snapshot, "a search")
@@ -130,6 +141,7 @@ def _add_search(api: FastAPI, service: Service) -> None:
         body = await request.body()
         count = min(10, len(snapshot) - 1) if k is None else k
         check_k(count, service.limits, len(snapshot))
+        check_dim(dim, snapshot.index.d)
         if kind == "application/json":
             queries = vectors_from_json(body, snapshot.index.d, service.limits)
         elif kind == "application/octet-stream":

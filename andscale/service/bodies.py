@@ -44,6 +44,12 @@ def vectors_from_bytes(body: bytes, dim: int, limits: Limits) -> np.ndarray:
     return _unit_length(np.frombuffer(body, "<f4").reshape(-1, dim).astype(np.float64))
 
 
+def check_dim(sent: int | None, dim: int) -> None:
+    """ProblemError for a D that is not the index's; of bytes alone, one vector of 2 D numbers is two vectors."""
+    if sent is not None and sent != dim:
+        raise ProblemError(422, f"X-Dim: vectors of {sent} numbers, the index holds vectors of {dim}")
+
+
 def check_k(k: int, limits: Limits, num_samples: int, num_queries: int = 1) -> None:
     """ProblemError when so many neighbours cannot be had."""
     if not 1 <= k <= limits.neighbours:

@@ -56,7 +56,7 @@ def search_body(dim: int | None, most_vectors: int) -> dict[str, Any]:
                 "example": {"vectors": [[0.1] * (dim or 2)]},
             },
             "application/octet-stream": {
-                "schema": binary | {"description": "little-endian float32, D numbers a vector"}
+                "schema": binary | {"description": "little-endian float32, D numbers a vector; say D as X-Dim"}
             },
             "image/*": {"schema": binary | {"description": "JPEG, PNG, WebP or BMP"}},
         },

@@ -1,6 +1,7 @@
 """Rounds that come and go under a running service, batches, concurrency, the client, the command."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -205,6 +206,8 @@ def test_the_client_gives_what_the_service_has(served_run):
         assert [n.sample_id for n in asking.search(features[3], k=1)[0]] == [3]
         assert asking.sample(17).round == 2
         assert asking.sample(17, round_number=1).round == 1
+        with pytest.raises(NeighbourhoodError, match="422: X-Dim: vectors of 32 numbers"):
+            asking.search(np.ones(32))
         total, some = asking.samples(class_name="3", anchor=True, limit=2)
         assert (total >= len(some), {s.class_name for s in some}) == (True, {"3"})
         assert asking.rounds()["current"] == 2

@@ -93,6 +93,17 @@ def test_vectors_are_searched_in_both_forms(api, features):
     assert sent[0].json() == sent[1].json()
 
 
+def test_vectors_of_another_dimension_are_not_taken_for_more_of_them(api):
+    def send(**headers):
+        headers = {"Content-Type": "application/octet-stream"} | headers
+        return api.post("/v1/search?k=1", content=np.ones(32, "<f4").tobytes(), headers=headers)
+
+    problem(send(**{"X-Dim": "32"}), 422, "X-Dim: vectors of 32 numbers, the index holds vectors of 16")
+    problem(send(**{"X-Dim": "many"}), 422, "X-Dim: ")
+    for headers in ({"X-Dim": "16"}, {}):
+        assert len(send(**headers).json()["results"]) == 2
+
+
 def test_an_image_is_embedded_by_the_model_whose_features_the_index_holds(api, served_run, subject, features):
     import torch
 
