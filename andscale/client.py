@@ -112,15 +112,41 @@ class NeighbourhoodClient:
         answer = self._json("GET", f"/v1/samples/{sample_id}", {"round": round_number})
         return Sample(**_fields(answer["round"], answer))
 
-    def samples(self, **wanted: Any) -> tuple[int, list[Sample]]:
+    def samples(  # noqa: PLR0913 - the parameters of the route
+        self,
+        *,
+        key: str | None = None,
+        class_name: str | None = None,
+        entropy_min: float | None = None,
+        entropy_max: float | None = None,
+        anchor: bool | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        round_number: int | None = None,
+    ) -> tuple[int, list[Sample]]:
         """How many samples are so, and some of them by rising entropy.
 
         Args:
-            wanted: ``key``, ``class_name``, ``entropy_min``, ``entropy_max``, ``anchor``, ``limit``, ``offset``,
-                ``round_number``.
+            key: a part of the key or source.
+            class_name: name or number of the class.
+            entropy_min: nats.
+            entropy_max: nats.
+            anchor: anchors, or instances.
+            limit: how many to give; the service's number by default.
+            offset: how many to leave out before.
+            round_number: the current one by default.
         """
-        names = {"class_name": "class", "round_number": "round"}
-        answer = self._json("GET", "/v1/samples", {names.get(name, name): value for name, value in wanted.items()})
+        wanted = {
+            "key": key,
+            "class": class_name,
+            "entropy_min": entropy_min,
+            "entropy_max": entropy_max,
+            "anchor": anchor,
+            "limit": limit,
+            "offset": offset,
+            "round": round_number,
+        }
+        answer = self._json("GET", "/v1/samples", wanted)
         return answer["total"], [Sample(**_fields(answer["round"], record)) for record in answer["samples"]]
 
     def rounds(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from andscale.service.bodies import (
     check_dim,
     check_id,
     check_k,
+    check_names,
     check_number,
     vectors_from_bytes,
     vectors_from_json,
@@ -159,6 +160,7 @@ def _add_search(api: FastAPI, service: Service) -> None:
 def _add_samples(api: FastAPI, service: Service) -> None:
     @api.get("/v1/samples", summary="Samples by key, class, entropy", responses=examples.SAMPLES)
     async def samples(  # noqa: PLR0913, PLR0917 - the parameters of a query
+        request: Request,
         key: Annotated[str | None, Query(max_length=500, description="A part of the key or source.")] = None,
         class_name: Annotated[str | None, Query(alias="class", max_length=500, description="Name or number.")] = None,
         entropy_min: Annotated[float | None, Query(description="nats")] = None,
@@ -168,7 +170,9 @@ def _add_samples(api: FastAPI, service: Service) -> None:
         offset: Annotated[int, Query(ge=0, le=_MAX_ID)] = 0,
         round_number: RoundNumber = None,
     ) -> Response:
-        """By rising entropy."""
+        """By rising entropy. A parameter that is not one of these is refused: left out, it would mean all samples."""
+        known = [field.alias for field in request.scope["route"].dependant.query_params]
+        check_names(request.query_params, known)
         check_number("entropy_min", entropy_min)
         check_number("entropy_max", entropy_max)
         snapshot = await _take(service, round_number)

@@ -1,7 +1,8 @@
-"""What a search may be given, and the answers' JSON."""
+"""What a search and a query may be given, and the answers' JSON."""
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -80,3 +81,11 @@ def check_number(name: str, value: float | None) -> None:
     """ProblemError for NaN and infinities, which queries can spell."""
     if value is not None and not math.isfinite(value):
         raise ProblemError(422, f"{name}: a finite number")
+
+
+def check_names(given: Iterable[str], known: list[str]) -> None:
+    """ProblemError for a parameter of a query that there is none of; ``token`` is the guard's."""
+    for name in given:
+        if name not in (*known, "token"):
+            shown = name[:100] if name.isidentifier() else repr(name[:100])
+            raise ProblemError(422, f"{shown}: there is no such parameter; there are {', '.join(known)}")

@@ -226,6 +226,29 @@ def test_the_client_gives_what_the_service_has(served_run):
         NeighbourhoodClient("ftp://x")
 
 
+class _OlderService(NeighbourhoodClient):
+    """One that knows no X-Dim: it cuts bytes into vectors of its own dimension, here 128."""
+
+    def _ask(self, method, path, query, body=None, headers=None):
+        if path == "/v1/stats":
+            return b'{"dim": 128}'
+        return json.dumps({"round": 1, "results": [{"neighbours": []}] * (len(body) // 512)}).encode()
+
+
+def test_the_client_does_not_take_the_answer_to_another_question():
+    asking = _OlderService("http://127.0.0.1:1")
+    assert asking.search(np.ones((3, 128))) == [[]] * 3
+    with pytest.raises(NeighbourhoodError, match="256 numbers a vector were sent, the service's index has 128"):
+        asking.search(np.ones(256))
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 128\): expected \(Q, D\) or \(D,\)"):
+        asking.search(np.ones((2, 3, 128)))
+
+
+def test_the_client_knows_its_filters():
+    with pytest.raises(TypeError, match="entropy_maximum"):
+        NeighbourhoodClient("http://127.0.0.1:1").samples(entropy_maximum=2)
+
+
 def _serve(*arguments, cwd):
     environment = {name: value for name, value in os.environ.items() if name != "ANDSCALE_TOKEN"}
     return subprocess.Popen(

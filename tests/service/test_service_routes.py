@@ -75,7 +75,7 @@ def test_samples_are_listed_by_rising_entropy(api, subject):
         order = [i for i in np.argsort(table.entropies, kind="stable") if wanted[i]]
         assert answer["total"] == len(order), query
         assert [s["sample_id"] for s in answer["samples"]] == order[:100]
-    later = api.get("/v1/samples?limit=5&offset=140").json()
+    later = api.get("/v1/samples?limit=5&offset=140&token=of-another-service").json()
     assert (later["total"], len(later["samples"])) == (143, 3)
 
 
@@ -160,6 +160,8 @@ def test_figures_and_rounds(api, served_run, subject):
         ("/v1/samples?class=moon", 404, "there is no class 'moon'"),
         ("/v1/samples?limit=101", 422, "limit"),
         ("/v1/samples?entropy_min=nan", 422, "entropy_min: a finite number"),
+        ("/v1/samples?class_name=3", 422, "class_name: there is no such parameter; there are key, class, entropy_min"),
+        ("/v1/samples?entropy_max=2&a%0Ab=1", 422, "'a\\nb': there is no such parameter"),
         ("/v1/samples/1/thumbnail?size=9999", 422, "size"),
         ("/v2", 404, "see /docs"),
         ("/page/secret.html", 404, "the page consists of"),
