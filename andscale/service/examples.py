@@ -26,6 +26,7 @@ def _problem(description: str, status: int, detail: str) -> dict[str, Any]:
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     401: _problem("Unauthorized", 401, "this service wants a token: Authorization: Bearer TOKEN"),
+    403: _problem("Forbidden", 403, "without a token only localhost and 127.0.0.1 are answered: set a token"),
     404: _problem("Not Found", 404, "there is no sample 70000: ids are 0 to 59999"),
     409: _problem("Conflict", 409, "classes are not known here: no sample has a label"),
     413: _problem("Request Entity Too Large", 413, "the body is larger than the limit of 33554432 bytes"),

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from service_runs import client
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
 
 from andscale.audit.subject import load_features, open_subject
 from andscale.cli import call
 from andscale.data.images import decode_rgb
 from andscale.data.samples import Shards
 from andscale.errors import UsageError
+from andscale.service.guard import Figures, Guard, Limits
 from andscale.service.serve import check_address, token_from_environment
 
 
@@ -265,6 +268,33 @@ def test_a_token_opens_all_but_the_page_and_the_health(served_run):
         assert calling.get("/v1/stats", headers={"Authorization": "bearer s3cret"}).status_code == 200
         assert calling.get("/v1/stats?token=s3cret").status_code == 200
         assert calling.get("/").status_code == calling.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "status"),
+    [
+        ("localhost:8765", None, 200),
+        ("LOCALHOST", None, 200),
+        ("127.8.8.8:8765", None, 200),
+        ("[::1]:8765", None, 200),
+        ("evil.example:8765", None, 403),
+        ("127.0.0.1.evil.example", None, 403),
+        ("localhost.evil.example", None, 403),
+        ("192.0.2.1:8765", None, 403),
+        ("[::1", None, 403),
+        ("", None, 403),
+        ("evil.example", "t", 200),
+    ],
+)
+def test_without_a_token_only_names_of_this_machine_are_answered(host, token, status):
+    """A page of another name, whose owner lets the name lead here, asks as if it were the service's own."""
+    guarded = Guard(PlainTextResponse("data"), Limits(), Figures(), token)
+    headers = {"Host": host} | ({"Authorization": f"Bearer {token}"} if token else {})
+    for path in ("/", "/v1/stats", "/metrics"):
+        answer = TestClient(guarded).get(path, headers=headers)
+        assert answer.status_code == status
+        if status == 403:
+            problem(answer, 403, "set a token with ANDSCALE_TOKEN")
 
 
 def test_others_can_connect_with_a_token_only(monkeypatch):
