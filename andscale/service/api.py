@@ -45,6 +45,7 @@ NumNeighbours = Annotated[int | None, Query(description="How many neighbours; th
 Dim = Annotated[
     int | None, Header(alias="X-Dim", description="D of the vectors, to be refused where the index has another.")
 ]
+Found = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ def build_api(service: Service) -> FastAPI:
 def _add_neighbours(api: FastAPI, service: Service) -> None:
     @api.get("/v1/neighbours/{sample_id}", summary="Neighbours of a sample", responses=examples.NEIGHBOURS)
     async def neighbours(sample_id: SampleId, k: NumNeighbours = None, round_number: RoundNumber = None) -> Response:
-        """Up to K come from the round's table, exact; more from its index, without the sample itself."""
+        """Up to K come from the round's table; beyond, ``source`` is ``index``, whose answers follow the table's."""
         snapshot = await _take(service, round_number)
         table = snapshot.subject.table
         check_id(sample_id, len(table))
@@ -98,7 +99,7 @@ def _add_neighbours(api: FastAPI, service: Service) -> None:
             )
         else:
             source = "index"
-            ids, similarities = await _others(service, snapshot, sample_id, count)
+            ids, similarities = await _beyond_table(service, snapshot, sample_id, count)
         found = snapshot.neighbours(ids, similarities)
         sample = snapshot.sample(sample_id)
         return as_json({"round": snapshot.round_number, "sample": sample, "source": source, "neighbours": found})
@@ -112,13 +113,20 @@ async def _take(service: Service, round_number: int | None) -> Snapshot:
     return await run_in_threadpool(service.rounds.take, round_number)
 
 
-async def _others(service: Service, snapshot: Snapshot, sample_id: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """More neighbours than the table has, (count,) ids and similarities; left out by id is the sample itself."""
-    _needs_index(snapshot, f"k = {count}: the table has {snapshot.subject.table.num_neighbours}")
-    vector = snapshot.vector(sample_id)[None]
-    similarities, ids = await service.search.search(snapshot, vector, count + 1)
-    keep = np.flatnonzero(ids[0] != sample_id)[:count]
-    return ids[0, keep], similarities[0, keep]
+async def _beyond_table(service: Service, snapshot: Snapshot, sample_id: int, count: int) -> Found:
+    """More neighbours than the table has, (count,) ids and similarities: the table's, then others of the index.
+
+    So a larger K adds neighbours and never changes those of a smaller one, also where the index misses some of them.
+    """
+    table = snapshot.subject.table
+    _needs_index(snapshot, f"k = {count}: the table has {table.num_neighbours}")
+    known = table.neighbour_ids[sample_id]
+    similarities, ids = await service.search.search(snapshot, snapshot.vector(sample_id)[None], count + 1)
+    others = np.flatnonzero(~np.isin(ids[0], [sample_id, *known]))[: count - len(known)]
+    return (
+        np.concatenate([known, ids[0, others]]),
+        np.concatenate([table.similarities[sample_id], similarities[0, others]]),
+    )
 
 
 def _needs_index(snapshot: Snapshot, what: str) -> None:

@@ -44,6 +44,11 @@ class Snapshot:
         """None for a table without a run."""
         return self.subject.round_number
 
+    @cached_property
+    def has_flat_index(self) -> bool:
+        """Whether searches are exhaustive, and so the same for any K."""
+        return self.index is not None and index_kind(self.index) == "flat"
+
     @property
     def model_folder(self) -> Path | None:
         """The model whose features the index holds: that of the round before, which left the memory."""

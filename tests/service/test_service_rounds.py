@@ -128,13 +128,16 @@ def test_a_round_that_was_asked_for_stays(served_run):
 class _Index:
     """A snapshot whose searches can be held up."""
 
-    def __init__(self):
+    def __init__(self, has_flat_index=True):
         self.free = threading.Event()
         self.batches = []
+        self.counts = []
+        self.has_flat_index = has_flat_index
 
     def search(self, queries, count):
         self.free.wait(20)
         self.batches.append(len(queries))
+        self.counts.append(count)
         if np.isnan(queries).any():
             raise RuntimeError("not a number")
         ids = np.tile(np.arange(count), (len(queries), 1)) + queries[:, :1].astype(int) * 1000
@@ -165,6 +168,28 @@ def test_what_waits_is_searched_together_and_each_gets_its_own_answer():
         answers, [(0, 1, 2), (1, 2, 1), (2, 2, 3), (3, 2, 2), (4, 1, 1), (5, 9, 1)], strict=True
     ):
         assert ids.tolist() == [[number * 1000 + place for place in range(count)]] * rows
+
+
+def test_an_index_whose_effort_goes_by_k_is_never_asked_for_anothers_k():
+    index = _Index(has_flat_index=False)
+    search = BatchedSearch(8)
+
+    async def ask():
+        waiting = [asyncio.create_task(search.search(index, np.float32([[0]]), 2))]
+        await asyncio.sleep(0.1)  # the thread is held up by it
+        for number, count in ((1, 1), (2, 3), (3, 1), (4, 3)):
+            waiting.append(asyncio.create_task(search.search(index, np.float32([[number]]), count)))
+        await asyncio.sleep(0.1)
+        index.free.set()
+        return await asyncio.gather(*waiting)
+
+    answers = asyncio.run(ask())
+    search.close()
+    assert (index.batches, index.counts) == ([1, 2, 2], [2, 1, 3])
+    assert [ids.tolist() for _, ids in answers] == [
+        [[number * 1000 + place for place in range(count)]]
+        for number, count in ((0, 2), (1, 1), (2, 3), (3, 1), (4, 3))
+    ]
 
 
 def test_a_search_that_fails_fails_for_those_who_asked_and_the_next_one_works():

@@ -52,6 +52,20 @@ def test_neighbours_are_those_of_the_table_and_beyond_it_those_of_the_index(api,
             )
 
 
+def test_more_neighbours_begin_with_those_of_the_table(api, subject, monkeypatch):
+    snapshot, whole = api.service.rounds.current, list(range(143))
+    misses = [i for i in whole if i not in subject.table.neighbour_ids[17, 1:]]  # two of three, as an HNSW may
+
+    def search(_, queries, count):
+        return np.linspace(1, 0, count, dtype=np.float32)[None], np.array([misses[:count]])
+
+    monkeypatch.setattr(type(snapshot), "search", search)
+    few, many = (api.get(f"/v1/neighbours/17?k={k}").json()["neighbours"] for k in (3, 20))
+    assert many[:3] == few
+    rest = [i for i in misses if i not in {17, *subject.table.neighbour_ids[17]}]
+    assert [n["sample_id"] for n in many[3:]] == rest[:17]
+
+
 def test_a_sample_says_what_is_known_of_it(api, subject):
     answer = api.get("/v1/samples/17").json()
     label = int(subject.audit_labels[17])
