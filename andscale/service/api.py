@@ -228,7 +228,11 @@ def _add_rounds(api: FastAPI, service: Service) -> None:
 
     @api.get("/v1/stats", summary="Figures of a round", responses=examples.STATS)
     async def stats(round_number: RoundNumber = None) -> Response:
-        """Entropy histogram; purity where every sample has a label; the limits of this service."""
+        """Entropy histogram; purity where every sample has a label; the limits of this service.
+
+        ``table``: whether its neighbours are exact, or their recall where ``mode`` is ``approximate``; null where its
+        manifest does not say.
+        """
         snapshot = await _take(service, round_number)
         figures = await run_in_threadpool(lambda: snapshot.stats)
         limits = asdict(service.limits)

@@ -112,6 +112,7 @@ class Snapshot:
             "num_samples": len(table),
             "num_neighbours": table.num_neighbours,
             "num_anchors": int(table.is_anchor.sum()),
+            "table": {name: subject.manifest.figures.get(name) for name in ("mode", "recall_at_1", "recall_at_k")},
             "dim": None if self.index is None else int(self.index.d),
             "index_kind": None if self.index is None else index_kind(self.index),
             "labelled": subject.is_labelled,

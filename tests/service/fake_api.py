@@ -39,6 +39,8 @@ class FakeApi:
     has_images: bool = True
     has_model: bool = True
     token: str | None = None
+    mode: str | None = "exact"
+    recall: float | None = None
     rounds: list[int] = field(default_factory=lambda: [1, 2, 3])
     current: int = 3
     broken: bool = False
@@ -131,6 +133,7 @@ def _stats(api, request):
         "num_samples": SAMPLES,
         "num_neighbours": NEIGHBOURS,
         "num_anchors": SAMPLES // 2,
+        "table": {"mode": api.mode, "recall_at_1": None, "recall_at_k": api.recall},
         "dim": DIM if chosen == api.current else None,
         "index_kind": "flat" if chosen == api.current else None,
         "labelled": api.labelled,

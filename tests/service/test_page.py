@@ -378,12 +378,24 @@ def test_a_random_sample_is_opened(page):
 
 def test_the_number_of_neighbours_is_chosen_and_kept_within_the_limit(page, api):
     view = page().open("#/sample/1020")
-    for wanted, shown, source in (("5", 5, "from the table, exact"), ("900", 100, "from the index")):
+    for wanted, shown, source in (("5", 5, "from the table, exact"), ("900", 100, "from the table and the index")):
         view.tab.fill("#k", wanted)
         view.tab.press("#k", "Enter")
         view.settle(f"k={shown}")
         assert view.ids() == _neighbours(api, 1020, shown)
         assert view.text("#neighbours-text") == f"{shown} nearest, {source}"
+
+
+def test_only_an_exact_table_is_called_exact(page, api):
+    view = page()
+    for api.mode, api.recall, source in (
+        ("approximate", 0.973, "from the table, approximate (recall 97.3 %)"),
+        (None, None, "from the table"),
+    ):
+        view.open("#/sample/1020")
+        view.tab.reload()
+        view.settle()
+        assert view.text("#neighbours-text") == f"{NEIGHBOURS} nearest, {source}"
 
 
 def test_hostile_keys_and_names_stay_text(page):

@@ -394,6 +394,15 @@ function neighboursWanted(stats, tableOnly = !stats.dim || isOlder(route.round))
   return Math.max(1, Math.min(route.k ?? NEIGHBOURS_SHOWN, most, stats.num_samples - 1));
 }
 
+/** Where neighbours come from; a table may be approximate, and an old one does not say. */
+function originOf(near) {
+  if (near.source === "index") return "from the table and the index";
+  const { mode, recall_at_k: recall } = shown.table;
+  if (mode === "exact") return "from the table, exact";
+  if (mode !== "approximate") return "from the table";
+  return `from the table, approximate${Number.isFinite(recall) ? ` (recall ${percent(recall)})` : ""}`;
+}
+
 const views = {
   samples: {
     load(stats) {
@@ -441,7 +450,7 @@ const views = {
       $("portrait").replaceChildren(picture(sample, 512));
       $("sample-title").textContent = `Sample ${sample.sample_id}`;
       drawFacts(sample, detail, near.neighbours);
-      drawNeighbours(near.neighbours, sample, near.source === "index" ? "from the index" : "from the table, exact");
+      drawNeighbours(near.neighbours, sample, originOf(near));
       $("to-compare").hidden = rounds.rounds.length < 2;
       $("to-compare").href = hashOf("rounds", { id: sample.sample_id, round: null });
       return { title: `Sample ${sample.sample_id}`, say: `Sample ${sample.sample_id}, ${near.neighbours.length} neighbours` };
