@@ -231,7 +231,7 @@ def _add_rounds(api: FastAPI, service: Service) -> None:
         """Entropy histogram; purity where every sample has a label; the limits of this service.
 
         ``table``: whether its neighbours are exact, or their recall where ``mode`` is ``approximate``; null where its
-        manifest does not say.
+        manifest does not say. ``labelled``: every sample has a label; ``has_classes``: some have.
         """
         snapshot = await _take(service, round_number)
         figures = await run_in_threadpool(lambda: snapshot.stats)

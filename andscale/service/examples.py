@@ -103,6 +103,7 @@ STATS = _answer(
         "dim": 128,
         "index_kind": "flat",
         "labelled": True,
+        "has_classes": True,
         "classes": ["t-shirt", "trouser"],
         "has_images": True,
         "has_model": True,

@@ -116,6 +116,7 @@ class Snapshot:
             "dim": None if self.index is None else int(self.index.d),
             "index_kind": None if self.index is None else index_kind(self.index),
             "labelled": subject.is_labelled,
+            "has_classes": subject.audit_labels is not None,
             "classes": list(subject.classes),
             "has_images": self.shards is not None,
             "has_model": self.model_folder is not None,

@@ -154,6 +154,8 @@ def test_figures_and_rounds(api, served_run, subject):
     right = subject.audit_labels[subject.table.neighbour_ids[:, 0]] == subject.audit_labels
     assert stats["purity"]["at_1"] == pytest.approx(right.mean())
     assert stats["limits"] == {"k": 60, "batch": 40, "body_bytes": 20_000, "image_pixels": 10_000}
+    assert stats["table"] == {"mode": "exact", "recall_at_1": None, "recall_at_k": None}
+    assert stats["has_classes"] is True
     rounds = api.get("/v1/rounds").json()
     assert (rounds["current"], [r["round"] for r in rounds["rounds"]]) == (2, [1, 2])
     older = api.get("/v1/neighbours/17?round=1").json()
@@ -163,6 +165,23 @@ def test_figures_and_rounds(api, served_run, subject):
     assert api.get("/v1/stats?round=1").json()["purity"]["at_1"] == pytest.approx(
         (subject.audit_labels[table.neighbour_ids[:, 0]] == subject.audit_labels).mean()
     )
+
+
+def test_an_approximate_table_is_not_called_exact(api, subject):
+    figures = subject.manifest.figures | {"mode": "approximate", "recall_at_1": 0.98, "recall_at_k": 0.9}
+    told = replace(subject, manifest=replace(subject.manifest, figures=figures))
+    stats = replace(api.service.rounds.current, subject=told).stats
+    assert stats["table"] == {"mode": "approximate", "recall_at_1": 0.98, "recall_at_k": 0.9}
+    older = replace(subject, manifest=replace(subject.manifest, figures={}))
+    assert replace(api.service.rounds.current, subject=older).stats["table"]["mode"] is None
+    assert "exact" not in api.get("/openapi.json").json()["paths"]["/v1/neighbours/{sample_id}"]["get"]["description"]
+
+
+def test_classes_are_known_where_some_samples_have_one(api, subject):
+    labels = subject.audit_labels.copy()
+    labels[::2] = -1
+    stats = replace(api.service.rounds.current, subject=replace(subject, audit_labels=labels)).stats
+    assert (stats["labelled"], stats["has_classes"], stats["purity"]) == (False, True, None)
 
 
 @pytest.mark.parametrize(
@@ -335,6 +354,7 @@ def test_a_table_of_features_alone_is_served_without_labels_and_images(served_ru
         assert len(calling.get("/v1/neighbours/7").json()["neighbours"]) == 3
         stats = calling.get("/v1/stats").json()
         assert (stats["purity"], stats["dim"], stats["has_model"]) == (None, None, False)
+        assert (stats["has_classes"], stats["table"]["mode"]) == (False, "exact")
         assert calling.get("/v1/rounds").json()["current"] is None
         problem(calling.get("/v1/neighbours/7?k=5"), 409, "name the features with --features")
         problem(calling.post("/v1/search", json={"vectors": [[1]]}), 409, "name the features with --features")
