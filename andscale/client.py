@@ -85,31 +85,68 @@ class NeighbourhoodClient:
         Args:
             vectors: (Q, D) or (D,) numbers; the service scales them to unit length.
             k: how many.
+
+        Raises:
+            NeighbourhoodError: vectors of another dimension than the service's index, too many of them, no answer.
         """
         import numpy as np
 
-        body = np.atleast_2d(np.asarray(vectors)).astype("<f4").tobytes()
-        return self._search(body, "application/octet-stream", k)
+        queries = np.atleast_2d(np.asarray(vectors))
+        if queries.ndim != 2:
+            raise ValueError(f"vectors of shape {queries.shape}: expected (Q, D) or (D,)")
+        count, dim = queries.shape
+        headers = {"Content-Type": "application/octet-stream", "X-Dim": str(dim)}
+        results = self._search(queries.astype("<f4").tobytes(), headers, k)
+        if len(results) != count:  # a service that does not know X-Dim has cut the bytes elsewhere
+            held = self.stats()["dim"]
+            raise NeighbourhoodError(422, f"{dim} numbers a vector were sent, the service's index has {held}")
+        return results
 
     def search_image(self, image: "Path | str | bytes", k: int = 10) -> list[Neighbour]:
         """The nearest samples of an image, as a file or its encoded bytes."""
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
-        return self._search(data, "image/unknown", k)[0]
+        return self._search(data, {"Content-Type": "image/unknown"}, k)[0]
 
     def sample(self, sample_id: int, round_number: int | None = None) -> Sample:
         """One sample."""
         answer = self._json("GET", f"/v1/samples/{sample_id}", {"round": round_number})
         return Sample(**_fields(answer["round"], answer))
 
-    def samples(self, **wanted: Any) -> tuple[int, list[Sample]]:
+    def samples(  # noqa: PLR0913 - the parameters of the route
+        self,
+        *,
+        key: str | None = None,
+        class_name: str | None = None,
+        entropy_min: float | None = None,
+        entropy_max: float | None = None,
+        anchor: bool | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        round_number: int | None = None,
+    ) -> tuple[int, list[Sample]]:
         """How many samples are so, and some of them by rising entropy.
 
         Args:
-            wanted: ``key``, ``class_name``, ``entropy_min``, ``entropy_max``, ``anchor``, ``limit``, ``offset``,
-                ``round_number``.
+            key: a part of the key or source.
+            class_name: name or number of the class.
+            entropy_min: nats.
+            entropy_max: nats.
+            anchor: anchors, or instances.
+            limit: how many to give; the service's number by default.
+            offset: how many to leave out before.
+            round_number: the current one by default.
         """
-        names = {"class_name": "class", "round_number": "round"}
-        answer = self._json("GET", "/v1/samples", {names.get(name, name): value for name, value in wanted.items()})
+        wanted = {
+            "key": key,
+            "class": class_name,
+            "entropy_min": entropy_min,
+            "entropy_max": entropy_max,
+            "anchor": anchor,
+            "limit": limit,
+            "offset": offset,
+            "round": round_number,
+        }
+        answer = self._json("GET", "/v1/samples", wanted)
         return answer["total"], [Sample(**_fields(answer["round"], record)) for record in answer["samples"]]
 
     def rounds(self) -> dict[str, Any]:
@@ -130,8 +167,8 @@ class NeighbourhoodClient:
         if connection is not None:
             connection.close()
 
-    def _search(self, body: bytes, kind: str, k: int) -> list[list[Neighbour]]:
-        answer = json.loads(self._ask("POST", "/v1/search", {"k": k}, body, {"Content-Type": kind}))
+    def _search(self, body: bytes, headers: dict[str, str], k: int) -> list[list[Neighbour]]:
+        answer = json.loads(self._ask("POST", "/v1/search", {"k": k}, body, headers))
         return [[_neighbour(answer["round"], n) for n in result["neighbours"]] for result in answer["results"]]
 
     def _json(self, method: str, path: str, query: dict[str, Any] | None = None) -> dict[str, Any]:

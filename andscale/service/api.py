@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Annotated
 
 import numpy as np
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import FastAPI, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
@@ -16,7 +16,16 @@ from starlette.responses import Response
 
 import andscale
 from andscale.service import examples
-from andscale.service.bodies import as_json, check_id, check_k, check_number, vectors_from_bytes, vectors_from_json
+from andscale.service.bodies import (
+    as_json,
+    check_dim,
+    check_id,
+    check_k,
+    check_names,
+    check_number,
+    vectors_from_bytes,
+    vectors_from_json,
+)
 from andscale.service.embedding import Embedder
 from andscale.service.guard import Figures, Limits
 from andscale.service.listing import Filter, find_samples
@@ -33,6 +42,10 @@ RoundNumber = Annotated[
     int | None, Query(alias="round", ge=0, le=99_999, description="An older round; the current one by default.")
 ]
 NumNeighbours = Annotated[int | None, Query(description="How many neighbours; the table's K by default.")]
+Dim = Annotated[
+    int | None, Header(alias="X-Dim", description="D of the vectors, to be refused where the index has another.")
+]
+Found = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +85,7 @@ def build_api(service: Service) -> FastAPI:
 def _add_neighbours(api: FastAPI, service: Service) -> None:
     @api.get("/v1/neighbours/{sample_id}", summary="Neighbours of a sample", responses=examples.NEIGHBOURS)
     async def neighbours(sample_id: SampleId, k: NumNeighbours = None, round_number: RoundNumber = None) -> Response:
-        """Up to K come from the round's table, exact; more from its index, without the sample itself."""
+        """Up to K come from the round's table; beyond, ``source`` is ``index``, whose answers follow the table's."""
         snapshot = await _take(service, round_number)
         table = snapshot.subject.table
         check_id(sample_id, len(table))
@@ -86,7 +99,7 @@ def _add_neighbours(api: FastAPI, service: Service) -> None:
             )
         else:
             source = "index"
-            ids, similarities = await _others(service, snapshot, sample_id, count)
+            ids, similarities = await _beyond_table(service, snapshot, sample_id, count)
         found = snapshot.neighbours(ids, similarities)
         sample = snapshot.sample(sample_id)
         return as_json({"round": snapshot.round_number, "sample": sample, "source": source, "neighbours": found})
@@ -100,13 +113,20 @@ async def _take(service: Service, round_number: int | None) -> Snapshot:
     return await run_in_threadpool(service.rounds.take, round_number)
 
 
-async def _others(service: Service, snapshot: Snapshot, sample_id: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """More neighbours than the table has, (count,) ids and similarities; left out by id is the sample itself."""
-    _needs_index(snapshot, f"k = {count}: the table has {snapshot.subject.table.num_neighbours}")
-    vector = snapshot.vector(sample_id)[None]
-    similarities, ids = await service.search.search(snapshot, vector, count + 1)
-    keep = np.flatnonzero(ids[0] != sample_id)[:count]
-    return ids[0, keep], similarities[0, keep]
+async def _beyond_table(service: Service, snapshot: Snapshot, sample_id: int, count: int) -> Found:
+    """More neighbours than the table has, (count,) ids and similarities: the table's, then others of the index.
+
+    So a larger K adds neighbours and never changes those of a smaller one, also where the index misses some of them.
+    """
+    table = snapshot.subject.table
+    _needs_index(snapshot, f"k = {count}: the table has {table.num_neighbours}")
+    known = table.neighbour_ids[sample_id]
+    similarities, ids = await service.search.search(snapshot, snapshot.vector(sample_id)[None], count + 1)
+    others = np.flatnonzero(~np.isin(ids[0], [sample_id, *known]))[: count - len(known)]
+    return (
+        np.concatenate([known, ids[0, others]]),
+        np.concatenate([table.similarities[sample_id], similarities[0, others]]),
+    )
 
 
 def _needs_index(snapshot: Snapshot, what: str) -> None:
@@ -122,7 +142,7 @@ def _add_search(api: FastAPI, service: Service) -> None:
         "/v1/search", summary="Neighbours of vectors or of an image", responses=examples.SEARCH,
         openapi_extra={"requestBody": body},
     )  # fmt: skip
-    async def search(request: Request, k: NumNeighbours = None) -> Response:
+    async def search(request: Request, k: NumNeighbours = None, dim: Dim = None) -> Response:
         """Vectors are scaled to unit length; an image is embedded by the model whose features the index holds."""
         snapshot = service.rounds.current
         _needs_index(snapshot, "a search")
@@ -130,6 +150,7 @@ def _add_search(api: FastAPI, service: Service) -> None:
         body = await request.body()
         count = min(10, len(snapshot) - 1) if k is None else k
         check_k(count, service.limits, len(snapshot))
+        check_dim(dim, snapshot.index.d)
         if kind == "application/json":
             queries = vectors_from_json(body, snapshot.index.d, service.limits)
         elif kind == "application/octet-stream":
@@ -147,6 +168,7 @@ def _add_search(api: FastAPI, service: Service) -> None:
 def _add_samples(api: FastAPI, service: Service) -> None:
     @api.get("/v1/samples", summary="Samples by key, class, entropy", responses=examples.SAMPLES)
     async def samples(  # noqa: PLR0913, PLR0917 - the parameters of a query
+        request: Request,
         key: Annotated[str | None, Query(max_length=500, description="A part of the key or source.")] = None,
         class_name: Annotated[str | None, Query(alias="class", max_length=500, description="Name or number.")] = None,
         entropy_min: Annotated[float | None, Query(description="nats")] = None,
@@ -156,7 +178,9 @@ def _add_samples(api: FastAPI, service: Service) -> None:
         offset: Annotated[int, Query(ge=0, le=_MAX_ID)] = 0,
         round_number: RoundNumber = None,
     ) -> Response:
-        """By rising entropy."""
+        """By rising entropy. A parameter that is not one of these is refused: left out, it would mean all samples."""
+        known = [field.alias for field in request.scope["route"].dependant.query_params]
+        check_names(request.query_params, known)
         check_number("entropy_min", entropy_min)
         check_number("entropy_max", entropy_max)
         snapshot = await _take(service, round_number)
@@ -204,7 +228,11 @@ def _add_rounds(api: FastAPI, service: Service) -> None:
 
     @api.get("/v1/stats", summary="Figures of a round", responses=examples.STATS)
     async def stats(round_number: RoundNumber = None) -> Response:
-        """Entropy histogram; purity where every sample has a label; the limits of this service."""
+        """Entropy histogram; purity where every sample has a label; the limits of this service.
+
+        ``table``: whether its neighbours are exact, or their recall where ``mode`` is ``approximate``; null where its
+        manifest does not say. ``labelled``: every sample has a label; ``has_classes``: some have.
+        """
         snapshot = await _take(service, round_number)
         figures = await run_in_threadpool(lambda: snapshot.stats)
         limits = asdict(service.limits)

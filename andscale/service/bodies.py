@@ -1,7 +1,8 @@
-"""What a search may be given, and the answers' JSON."""
+"""What a search and a query may be given, and the answers' JSON."""
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,12 @@ def vectors_from_bytes(body: bytes, dim: int, limits: Limits) -> np.ndarray:
     return _unit_length(np.frombuffer(body, "<f4").reshape(-1, dim).astype(np.float64))
 
 
+def check_dim(sent: int | None, dim: int) -> None:
+    """ProblemError for a D that is not the index's; of bytes alone, one vector of 2 D numbers is two vectors."""
+    if sent is not None and sent != dim:
+        raise ProblemError(422, f"X-Dim: vectors of {sent} numbers, the index holds vectors of {dim}")
+
+
 def check_k(k: int, limits: Limits, num_samples: int, num_queries: int = 1) -> None:
     """ProblemError when so many neighbours cannot be had."""
     if not 1 <= k <= limits.neighbours:
@@ -74,3 +81,11 @@ def check_number(name: str, value: float | None) -> None:
     """ProblemError for NaN and infinities, which queries can spell."""
     if value is not None and not math.isfinite(value):
         raise ProblemError(422, f"{name}: a finite number")
+
+
+def check_names(given: Iterable[str], known: list[str]) -> None:
+    """ProblemError for a parameter of a query that there is none of; ``token`` is the guard's."""
+    for name in given:
+        if name not in (*known, "token"):
+            shown = name[:100] if name.isidentifier() else repr(name[:100])
+            raise ProblemError(422, f"{shown}: there is no such parameter; there are {', '.join(known)}")

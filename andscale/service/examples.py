@@ -26,6 +26,7 @@ def _problem(description: str, status: int, detail: str) -> dict[str, Any]:
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     401: _problem("Unauthorized", 401, "this service wants a token: Authorization: Bearer TOKEN"),
+    403: _problem("Forbidden", 403, "without a token only localhost and 127.0.0.1 are answered: set a token"),
     404: _problem("Not Found", 404, "there is no sample 70000: ids are 0 to 59999"),
     409: _problem("Conflict", 409, "classes are not known here: no sample has a label"),
     413: _problem("Request Entity Too Large", 413, "the body is larger than the limit of 33554432 bytes"),
@@ -56,7 +57,7 @@ def search_body(dim: int | None, most_vectors: int) -> dict[str, Any]:
                 "example": {"vectors": [[0.1] * (dim or 2)]},
             },
             "application/octet-stream": {
-                "schema": binary | {"description": "little-endian float32, D numbers a vector"}
+                "schema": binary | {"description": "little-endian float32, D numbers a vector; say D as X-Dim"}
             },
             "image/*": {"schema": binary | {"description": "JPEG, PNG, WebP or BMP"}},
         },
@@ -98,9 +99,11 @@ STATS = _answer(
         "num_samples": 60000,
         "num_neighbours": 1,
         "num_anchors": 30000,
+        "table": {"mode": "approximate", "recall_at_1": 0.98, "recall_at_k": 0.97},
         "dim": 128,
         "index_kind": "flat",
         "labelled": True,
+        "has_classes": True,
         "classes": ["t-shirt", "trouser"],
         "has_images": True,
         "has_model": True,

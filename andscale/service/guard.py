@@ -1,16 +1,17 @@
-"""What stands before every route: the token, limits on bodies and on concurrency, headers, metrics; plain ASGI."""
+"""What stands before every route: token or name, limits on bodies and on concurrency, headers, metrics; plain ASGI."""
 
 import hmac
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.responses import Response
 
 from andscale.service.problems import ProblemError, problem_response
+from andscale.service.serve import TOKEN_VARIABLE, is_loopback
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -76,7 +77,7 @@ class Guard:
         app: what answers.
         limits: of one client.
         figures: what is counted.
-        token: None: nothing is asked for.
+        token: None: nothing is asked for, and only loopback addresses and localhost are answered.
     """
 
     def __init__(self, app: App, limits: Limits, figures: Figures, token: str | None):
@@ -121,6 +122,9 @@ class Guard:
             self._figures.in_flight.set(self._in_flight)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> Response | None:
+        if self._token is None and not _is_of_this_machine(headers.get(b"host", b"")):
+            detail = f"without a token only localhost and 127.0.0.1 are answered: set a token with {TOKEN_VARIABLE}"
+            return problem_response(403, detail)
         if not self._is_allowed(scope, headers):
             detail = "this service wants a token: Authorization: Bearer TOKEN"
             return problem_response(401, detail, {"WWW-Authenticate": "Bearer"})
@@ -155,3 +159,16 @@ class Guard:
 
     def _too_large(self) -> str:
         return f"the body is larger than the limit of {self._limits.body_bytes} bytes"
+
+
+def _is_of_this_machine(host: bytes) -> bool:
+    """Whether a ``Host`` is a name that nobody else can give to 127.0.0.1.
+
+    A page of evil.example may let that name lead here (DNS rebinding); its scripts then read what is answered. No
+    other address need be let through: without a token, ``check_address`` refuses to listen on any.
+    """
+    try:
+        name = urlsplit("//" + host.decode("latin-1")).hostname
+    except ValueError:
+        return False
+    return name is not None and is_loopback(name)

@@ -2,10 +2,11 @@
 
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from andscale.audit.subject import rounds_with_tables
@@ -17,7 +18,21 @@ from andscale.store.neighbourhoods import KIND
 from andscale.store.run_layout import RoundLayout, RunLayout
 
 _KEPT_TABLES = 4
+_RETRY_S = 600.0
+_LONGEST_RETRY_S = 4 * 3600.0
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A newer round that could not be opened: why, and how long it is left alone."""
+
+    complaint: str
+    since: float
+    wait_s: float = _RETRY_S
+
+    def rests(self) -> bool:
+        return monotonic() - self.since < self.wait_s
 
 
 class Rounds:
@@ -41,7 +56,7 @@ class Rounds:
         self.on_swap: Callable[[Snapshot], None] = lambda _: None
         self._follows = follows and current.round_number is not None
         self._tables: OrderedDict[int, Snapshot] = OrderedDict()
-        self._damaged: dict[int, str] = {}
+        self._refused: dict[int, _Refused] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
@@ -88,7 +103,11 @@ class Rounds:
         return found
 
     def look(self) -> None:
-        """Swap in the newest whole round if it is newer than the current one; one that is damaged is tried once."""
+        """Swap in the newest whole round if it is newer than the current one.
+
+        One that is refused is tried again after ten minutes, then after twice as long each time, up to four hours:
+        reading it costs much, and what refused it (memory, time, a file system) may pass.
+        """
         if not self._follows:
             return
         layout, number = RunLayout(self.place), self.current.round_number
@@ -97,18 +116,20 @@ class Rounds:
         self.complaint = f"the files of round {number} are gone; it is served from what is open" if gone else ""
         newer_ones = [n for n in layout.round_numbers() if n > number and _is_whole(layout.round(n))]
         # one that is not there any more is being made again
-        self._damaged = {n: complaint for n, complaint in self._damaged.items() if n in newer_ones}
+        self._refused = {n: refused for n, refused in self._refused.items() if n in newer_ones}
         for newer in reversed(newer_ones):
-            if newer in self._damaged:
-                self.complaint = self._damaged[newer]
+            before = self._refused.get(newer)
+            if before is not None and before.rests():
+                self.complaint = before.complaint
                 continue
             try:
                 snapshot = open_snapshot(self.place, newer, self.known, before=self.current)
             except (AndscaleError, OSError) as error:
                 self.complaint = f"round {newer} is not served: {error}"
                 _log.warning("%s", self.complaint)
-                if isinstance(error, AndscaleError):  # what the operating system says may pass
-                    self._damaged[newer] = self.complaint
+                if isinstance(error, AndscaleError):  # what the operating system says may pass sooner
+                    wait_s = _RETRY_S if before is None else min(2 * before.wait_s, _LONGEST_RETRY_S)
+                    self._refused[newer] = _Refused(self.complaint, monotonic(), wait_s)
                 continue
             self.current, self.num_swaps, self.complaint = snapshot, self.num_swaps + 1, ""
             self.on_swap(snapshot)
@@ -119,14 +140,14 @@ class Rounds:
 
         def follow() -> None:
             while not self._ended.wait(interval_s):
-                started = time.monotonic()
+                started = monotonic()
                 try:
                     self.look()
                 except Exception as error:  # whatever it was, queries go on and the next look may do better
                     self.complaint = f"newer rounds cannot be looked for: {error}"
                     _log.exception("%s", self.complaint)
                 # opening a large round takes long; queries come first
-                self._ended.wait(min(time.monotonic() - started, 60))
+                self._ended.wait(min(monotonic() - started, 60))
 
         thread = threading.Thread(target=follow, name="andscale-rounds", daemon=True)
         thread.start()

@@ -19,12 +19,19 @@ class _Wanted:
     loop: asyncio.AbstractEventLoop
     answer: "asyncio.Future[tuple[np.ndarray, np.ndarray]]"
 
+    def goes_with(self, other: "_Wanted") -> bool:
+        """Whether its answer is the same when both are searched for the larger K."""
+        if self.snapshot is not other.snapshot:
+            return False
+        return self.snapshot.has_flat_index or self.num_neighbours == other.num_neighbours
+
 
 class BatchedSearch:
     """Searches in batches.
 
     What is waiting when the thread is free goes together, as long as it is for the same snapshot. So a batch is as
-    large as the load, and a lone query does not wait for others.
+    large as the load, and a lone query does not wait for others. Kinds of index other than ``flat`` search harder for
+    a larger K; of those, what goes together asks for the same K, or an answer would depend on who else asks.
 
     Args:
         most_queries: of a batch.
@@ -84,7 +91,8 @@ class BatchedSearch:
         count = 0
         for wanted in waiting:
             fits = count + len(wanted.queries) <= self._most or not together
-            if wanted.snapshot is waiting[0].snapshot and fits and not others:
+            # the first is always among them, so nothing that is overtaken waits for ever
+            if wanted.goes_with(waiting[0]) and fits:
                 together.append(wanted)
                 count += len(wanted.queries)
             else:

@@ -72,14 +72,18 @@ def serve(request: ServeRequest) -> None:
 
 def check_address(host: str, token: str | None) -> None:
     """UsageError for an address that others reach, without a token."""
-    try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = host == "localhost"
-    if not is_loopback and not token:
+    if not is_loopback(host) and not token:
         raise UsageError(
             f"--host {host} lets others connect: choose a secret and give it as {TOKEN_VARIABLE} or --token"
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address can only be this machine: localhost, 127.0.0.0/8, ::1."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def token_from_environment(given: str | None) -> str | None:

@@ -44,6 +44,11 @@ class Snapshot:
         """None for a table without a run."""
         return self.subject.round_number
 
+    @cached_property
+    def has_flat_index(self) -> bool:
+        """Whether searches are exhaustive, and so the same for any K."""
+        return self.index is not None and index_kind(self.index) == "flat"
+
     @property
     def model_folder(self) -> Path | None:
         """The model whose features the index holds: that of the round before, which left the memory."""
@@ -107,9 +112,11 @@ class Snapshot:
             "num_samples": len(table),
             "num_neighbours": table.num_neighbours,
             "num_anchors": int(table.is_anchor.sum()),
+            "table": {name: subject.manifest.figures.get(name) for name in ("mode", "recall_at_1", "recall_at_k")},
             "dim": None if self.index is None else int(self.index.d),
             "index_kind": None if self.index is None else index_kind(self.index),
             "labelled": subject.is_labelled,
+            "has_classes": subject.audit_labels is not None,
             "classes": list(subject.classes),
             "has_images": self.shards is not None,
             "has_model": self.model_folder is not None,

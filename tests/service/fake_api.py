@@ -36,9 +36,12 @@ class FakeApi:
     """Switches that a test may turn while the server runs."""
 
     labelled: bool = True
+    without_label: tuple[int, ...] = ()
     has_images: bool = True
     has_model: bool = True
     token: str | None = None
+    mode: str | None = "exact"
+    recall: float | None = None
     rounds: list[int] = field(default_factory=lambda: [1, 2, 3])
     current: int = 3
     broken: bool = False
@@ -61,7 +64,7 @@ class FakeApi:
         return np.clip(4.6 - scale * round_number * 0.6, 0.4, 4.6)
 
     def sample(self, row, round_number):
-        label = int(self.labels()[row]) if self.labelled else None
+        label = int(self.labels()[row]) if self.labelled and row not in self.without_label else None
         return {
             "sample_id": FIRST_ID + int(row),
             "key": None if row == 10 else HOSTILE_KEYS.get(int(row), f"images/{label}/{row:05d}.png"),
@@ -131,14 +134,16 @@ def _stats(api, request):
         "num_samples": SAMPLES,
         "num_neighbours": NEIGHBOURS,
         "num_anchors": SAMPLES // 2,
+        "table": {"mode": api.mode, "recall_at_1": None, "recall_at_k": api.recall},
         "dim": DIM if chosen == api.current else None,
         "index_kind": "flat" if chosen == api.current else None,
-        "labelled": api.labelled,
+        "labelled": api.labelled and not api.without_label,
+        "has_classes": api.labelled,
         "classes": CLASS_NAMES if api.labelled else [],
         "has_images": api.has_images,
         "has_model": api.has_model,
         "entropy": {"edges": edges.tolist(), "counts": counts.tolist(), "anchors": anchors.tolist()},
-        "purity": purity if api.labelled else None,
+        "purity": purity if api.labelled and not api.without_label else None,
         "limits": {"k": 100, "batch": 64, "body_bytes": 1_000_000, "image_pixels": 10_000_000},
     }
 

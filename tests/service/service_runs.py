@@ -31,7 +31,7 @@ def two_rounds(folder, digits):
 def client(place, limits=QUICK, look_s=3600, **request):
     """Calls the application without a network; ``.service`` is what it answers from."""
     app, _ = build_app(ServeRequest(place=place, **request), limits, look_s)
-    with TestClient(app, base_url="http://service", raise_server_exceptions=False) as calling:
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as calling:
         calling.service = app.service
         yield calling
 

@@ -378,12 +378,24 @@ def test_a_random_sample_is_opened(page):
 
 def test_the_number_of_neighbours_is_chosen_and_kept_within_the_limit(page, api):
     view = page().open("#/sample/1020")
-    for wanted, shown, source in (("5", 5, "from the table, exact"), ("900", 100, "from the index")):
+    for wanted, shown, source in (("5", 5, "from the table, exact"), ("900", 100, "from the table and the index")):
         view.tab.fill("#k", wanted)
         view.tab.press("#k", "Enter")
         view.settle(f"k={shown}")
         assert view.ids() == _neighbours(api, 1020, shown)
         assert view.text("#neighbours-text") == f"{shown} nearest, {source}"
+
+
+def test_only_an_exact_table_is_called_exact(page, api):
+    view = page()
+    for api.mode, api.recall, source in (
+        ("approximate", 0.973, "from the table, approximate (recall 97.3 %)"),
+        (None, None, "from the table"),
+    ):
+        view.open("#/sample/1020")
+        view.tab.reload()
+        view.settle()
+        assert view.text("#neighbours-text") == f"{NEIGHBOURS} nearest, {source}"
 
 
 def test_hostile_keys_and_names_stay_text(page):
@@ -454,7 +466,24 @@ def test_without_labels_images_and_model_the_page_shows_what_there_is(page, api)
     assert view.tab.locator("#trail img, #portrait img").count() == 0
     assert "Class" not in view.text("#sample-facts")
     view.open("#/purity")
-    assert view.text("#no-purity") == "There are no labels, so there is no purity."
+    assert view.text("#no-purity") == "There is no purity: not every sample has a label."
+
+
+def test_classes_are_shown_where_some_samples_have_none(page, api):
+    near = _neighbours(api, 1020)
+    api.without_label = (near[0] - FIRST_ID, near[1] - FIRST_ID)
+    view = page().open("#/sample/1020")
+    assert view.tab.locator("#neighbours-grid .badge").count() == NEIGHBOURS - 2
+    name = CLASS_NAMES[20 % len(CLASS_NAMES)]
+    same = sum((each - 20 - FIRST_ID) % len(CLASS_NAMES) == 0 for each in near[2:])
+    facts = view.text("#sample-facts").split("\n")
+    assert facts[facts.index("Class") + 1] == name
+    assert facts[facts.index("Same class") + 1] == f"{same} of {NEIGHBOURS - 2}"
+    assert view.tab.locator("nav [data-view=purity]").is_hidden()
+    view.tab.fill("#query", "tower")
+    assert view.tab.locator("#options li").all_inner_texts()[-1] == "Class tower & bridge"
+    view.open("#/")
+    assert view.tab.locator("#filter-class").is_visible()
 
 
 def test_the_token_is_asked_for_once_and_sent_as_a_header(page, api):

@@ -2,17 +2,21 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from service_runs import client
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
 
 from andscale.audit.subject import load_features, open_subject
 from andscale.cli import call
 from andscale.data.images import decode_rgb
 from andscale.data.samples import Shards
 from andscale.errors import UsageError
+from andscale.service.guard import Figures, Guard, Limits
 from andscale.service.serve import check_address, token_from_environment
 
 
@@ -49,6 +53,20 @@ def test_neighbours_are_those_of_the_table_and_beyond_it_those_of_the_index(api,
             )
 
 
+def test_more_neighbours_begin_with_those_of_the_table(api, subject, monkeypatch):
+    snapshot, whole = api.service.rounds.current, list(range(143))
+    misses = [i for i in whole if i not in subject.table.neighbour_ids[17, 1:]]  # two of three, as an HNSW may
+
+    def search(_, queries, count):
+        return np.linspace(1, 0, count, dtype=np.float32)[None], np.array([misses[:count]])
+
+    monkeypatch.setattr(type(snapshot), "search", search)
+    few, many = (api.get(f"/v1/neighbours/17?k={k}").json()["neighbours"] for k in (3, 20))
+    assert many[:3] == few
+    rest = [i for i in misses if i not in {17, *subject.table.neighbour_ids[17]}]
+    assert [n["sample_id"] for n in many[3:]] == rest[:17]
+
+
 def test_a_sample_says_what_is_known_of_it(api, subject):
     answer = api.get("/v1/samples/17").json()
     label = int(subject.audit_labels[17])
@@ -75,7 +93,7 @@ def test_samples_are_listed_by_rising_entropy(api, subject):
         order = [i for i in np.argsort(table.entropies, kind="stable") if wanted[i]]
         assert answer["total"] == len(order), query
         assert [s["sample_id"] for s in answer["samples"]] == order[:100]
-    later = api.get("/v1/samples?limit=5&offset=140").json()
+    later = api.get("/v1/samples?limit=5&offset=140&token=of-another-service").json()
     assert (later["total"], len(later["samples"])) == (143, 3)
 
 
@@ -91,6 +109,17 @@ def test_vectors_are_searched_in_both_forms(api, features):
         assert [r["neighbours"][0]["sample_id"] for r in results] == [5, 9], "nothing is left out of a search"
         assert results[0]["neighbours"][0]["similarity"] == pytest.approx(1, abs=1e-5)
     assert sent[0].json() == sent[1].json()
+
+
+def test_vectors_of_another_dimension_are_not_taken_for_more_of_them(api):
+    def send(**headers):
+        headers = {"Content-Type": "application/octet-stream"} | headers
+        return api.post("/v1/search?k=1", content=np.ones(32, "<f4").tobytes(), headers=headers)
+
+    problem(send(**{"X-Dim": "32"}), 422, "X-Dim: vectors of 32 numbers, the index holds vectors of 16")
+    problem(send(**{"X-Dim": "many"}), 422, "X-Dim: ")
+    for headers in ({"X-Dim": "16"}, {}):
+        assert len(send(**headers).json()["results"]) == 2
 
 
 def test_an_image_is_embedded_by_the_model_whose_features_the_index_holds(api, served_run, subject, features):
@@ -125,6 +154,8 @@ def test_figures_and_rounds(api, served_run, subject):
     right = subject.audit_labels[subject.table.neighbour_ids[:, 0]] == subject.audit_labels
     assert stats["purity"]["at_1"] == pytest.approx(right.mean())
     assert stats["limits"] == {"k": 60, "batch": 40, "body_bytes": 20_000, "image_pixels": 10_000}
+    assert stats["table"] == {"mode": "exact", "recall_at_1": None, "recall_at_k": None}
+    assert stats["has_classes"] is True
     rounds = api.get("/v1/rounds").json()
     assert (rounds["current"], [r["round"] for r in rounds["rounds"]]) == (2, [1, 2])
     older = api.get("/v1/neighbours/17?round=1").json()
@@ -134,6 +165,23 @@ def test_figures_and_rounds(api, served_run, subject):
     assert api.get("/v1/stats?round=1").json()["purity"]["at_1"] == pytest.approx(
         (subject.audit_labels[table.neighbour_ids[:, 0]] == subject.audit_labels).mean()
     )
+
+
+def test_an_approximate_table_is_not_called_exact(api, subject):
+    figures = subject.manifest.figures | {"mode": "approximate", "recall_at_1": 0.98, "recall_at_k": 0.9}
+    told = replace(subject, manifest=replace(subject.manifest, figures=figures))
+    stats = replace(api.service.rounds.current, subject=told).stats
+    assert stats["table"] == {"mode": "approximate", "recall_at_1": 0.98, "recall_at_k": 0.9}
+    older = replace(subject, manifest=replace(subject.manifest, figures={}))
+    assert replace(api.service.rounds.current, subject=older).stats["table"]["mode"] is None
+    assert "exact" not in api.get("/openapi.json").json()["paths"]["/v1/neighbours/{sample_id}"]["get"]["description"]
+
+
+def test_classes_are_known_where_some_samples_have_one(api, subject):
+    labels = subject.audit_labels.copy()
+    labels[::2] = -1
+    stats = replace(api.service.rounds.current, subject=replace(subject, audit_labels=labels)).stats
+    assert (stats["labelled"], stats["has_classes"], stats["purity"]) == (False, True, None)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +197,8 @@ def test_figures_and_rounds(api, served_run, subject):
         ("/v1/samples?class=moon", 404, "there is no class 'moon'"),
         ("/v1/samples?limit=101", 422, "limit"),
         ("/v1/samples?entropy_min=nan", 422, "entropy_min: a finite number"),
+        ("/v1/samples?class_name=3", 422, "class_name: there is no such parameter; there are key, class, entropy_min"),
+        ("/v1/samples?entropy_max=2&a%0Ab=1", 422, "'a\\nb': there is no such parameter"),
         ("/v1/samples/1/thumbnail?size=9999", 422, "size"),
         ("/v2", 404, "see /docs"),
         ("/page/secret.html", 404, "the page consists of"),
@@ -254,6 +304,33 @@ def test_a_token_opens_all_but_the_page_and_the_health(served_run):
         assert calling.get("/").status_code == calling.get("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "token", "status"),
+    [
+        ("localhost:8765", None, 200),
+        ("LOCALHOST", None, 200),
+        ("127.8.8.8:8765", None, 200),
+        ("[::1]:8765", None, 200),
+        ("evil.example:8765", None, 403),
+        ("127.0.0.1.evil.example", None, 403),
+        ("localhost.evil.example", None, 403),
+        ("192.0.2.1:8765", None, 403),
+        ("[::1", None, 403),
+        ("", None, 403),
+        ("evil.example", "t", 200),
+    ],
+)
+def test_without_a_token_only_names_of_this_machine_are_answered(host, token, status):
+    """A page of another name, whose owner lets the name lead here, asks as if it were the service's own."""
+    guarded = Guard(PlainTextResponse("data"), Limits(), Figures(), token)
+    headers = {"Host": host} | ({"Authorization": f"Bearer {token}"} if token else {})
+    for path in ("/", "/v1/stats", "/metrics"):
+        answer = TestClient(guarded).get(path, headers=headers)
+        assert answer.status_code == status
+        if status == 403:
+            problem(answer, 403, "set a token with ANDSCALE_TOKEN")
+
+
 def test_others_can_connect_with_a_token_only(monkeypatch):
     for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
         check_address(host, None)
@@ -277,6 +354,7 @@ def test_a_table_of_features_alone_is_served_without_labels_and_images(served_ru
         assert len(calling.get("/v1/neighbours/7").json()["neighbours"]) == 3
         stats = calling.get("/v1/stats").json()
         assert (stats["purity"], stats["dim"], stats["has_model"]) == (None, None, False)
+        assert (stats["has_classes"], stats["table"]["mode"]) == (False, "exact")
         assert calling.get("/v1/rounds").json()["current"] is None
         problem(calling.get("/v1/neighbours/7?k=5"), 409, "name the features with --features")
         problem(calling.post("/v1/search", json={"vectors": [[1]]}), 409, "name the features with --features")

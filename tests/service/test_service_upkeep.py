@@ -2,10 +2,12 @@
 
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from service_runs import client
 
+from andscale.errors import RunError
 from andscale.service.rounds import Rounds
 from andscale.store.run_layout import RunLayout
 
@@ -87,6 +89,31 @@ def test_what_the_operating_system_says_may_pass(copied, tmp_path, monkeypatch):
             assert "round 2 is not served: [Errno 5] gone for a while" in calling.get("/healthz").text
         calling.service.rounds.look()
         assert calling.get("/healthz").json()["round"] == 2
+
+
+def test_a_round_that_was_refused_is_tried_again_later_and_later(tmp_path, monkeypatch):
+    """A child that took too long, or was killed for memory, refuses a round that is whole."""
+    now, tried = [0.0], []
+
+    def refuse(*_, **__):
+        tried.append(now[0] / 60)
+        raise RunError("index.faiss is refused: reading it takes more than 120 s")
+
+    monkeypatch.setattr("andscale.service.rounds.monotonic", lambda: now[0])
+    monkeypatch.setattr("andscale.service.rounds.open_snapshot", refuse)
+    monkeypatch.setattr("andscale.service.rounds._is_whole", lambda _: True)
+    for number in (1, 2):
+        (tmp_path / "rounds" / f"{number:02d}").mkdir(parents=True)
+    rounds = Rounds(tmp_path, SimpleNamespace(round_number=1))
+    for now[0] in range(0, 12 * 3600, 300):
+        rounds.look()
+        assert rounds.complaint == "round 2 is not served: index.faiss is refused: reading it takes more than 120 s"
+    assert tried == [0, 10, 30, 70, 150, 310, 550]
+    whole = SimpleNamespace(round_number=2)
+    monkeypatch.setattr("andscale.service.rounds.open_snapshot", lambda *_, **__: whole)
+    now[0] += 4 * 3600
+    rounds.look()
+    assert (rounds.current, rounds.complaint) == (whole, "")
 
 
 def _input_error(*_, **__):

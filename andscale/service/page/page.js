@@ -250,7 +250,7 @@ function ownPicture(number) {
 
 function classBadge(sample, focal) {
   const name = className(sample);
-  if (!shown.labelled || name === null) return null;
+  if (!shown.has_classes || name === null) return null;
   const other = focal ? className(focal) : null;
   if (other === null) return cut(name, "badge");
   return name === other ? cut(`= ${name}`, "badge same") : cut(`≠ ${name}`, "badge other");
@@ -394,6 +394,15 @@ function neighboursWanted(stats, tableOnly = !stats.dim || isOlder(route.round))
   return Math.max(1, Math.min(route.k ?? NEIGHBOURS_SHOWN, most, stats.num_samples - 1));
 }
 
+/** Where neighbours come from; a table may be approximate, and an old one does not say. */
+function originOf(near) {
+  if (near.source === "index") return "from the table and the index";
+  const { mode, recall_at_k: recall } = shown.table;
+  if (mode === "exact") return "from the table, exact";
+  if (mode !== "approximate") return "from the table";
+  return `from the table, approximate${Number.isFinite(recall) ? ` (recall ${percent(recall)})` : ""}`;
+}
+
 const views = {
   samples: {
     load(stats) {
@@ -441,7 +450,7 @@ const views = {
       $("portrait").replaceChildren(picture(sample, 512));
       $("sample-title").textContent = `Sample ${sample.sample_id}`;
       drawFacts(sample, detail, near.neighbours);
-      drawNeighbours(near.neighbours, sample, near.source === "index" ? "from the index" : "from the table, exact");
+      drawNeighbours(near.neighbours, sample, originOf(near));
       $("to-compare").hidden = rounds.rounds.length < 2;
       $("to-compare").href = hashOf("rounds", { id: sample.sample_id, round: null });
       return { title: `Sample ${sample.sample_id}`, say: `Sample ${sample.sample_id}, ${near.neighbours.length} neighbours` };
@@ -509,7 +518,7 @@ const views = {
       $("no-purity").hidden = purity !== null;
       $("purity-figures").hidden = $("purity-scroll").hidden = purity === null;
       if (purity) drawPurity(purity);
-      return { title: "Purity", say: purity ? `Purity of ${purity.by_class.length} classes` : "No labels" };
+      return { title: "Purity", say: purity ? `Purity of ${purity.by_class.length} classes` : "No purity" };
     },
   },
 };
@@ -520,7 +529,7 @@ function options(select, list, value) {
 }
 
 function drawClasses(value) {
-  $("filter-class-label").hidden = !shown.labelled;
+  $("filter-class-label").hidden = !shown.has_classes;
   const list = [["", "all"], ...shown.classes.map((name) => [name, name])];
   if (value && !shown.classes.includes(value)) list.push([value, value]);
   options($("filter-class"), list, value);
@@ -542,7 +551,7 @@ function drawPages(total) {
 function drawFacts(sample, detail, neighbours) {
   const facts = [];
   const name = className(sample);
-  if (shown.labelled && name !== null) facts.push(["Class", el("a", { class: "cut", title: name, dir: "auto", href: hashOf("", { class: name }) }, name)]);
+  if (shown.has_classes && name !== null) facts.push(["Class", el("a", { class: "cut", title: name, dir: "auto", href: hashOf("", { class: name }) }, name)]);
   if (sample.key) facts.push(["Key", cutMiddle(sample.key)]);
   if (sample.source) facts.push(["Source", cutMiddle(sample.source)]);
   facts.push(["Entropy", `${decimal(sample.entropy)} nats`]);
@@ -550,9 +559,10 @@ function drawFacts(sample, detail, neighbours) {
   if (Number.isFinite(detail.k_occurrence)) {
     facts.push(["Neighbour of", `${number.format(detail.k_occurrence)} ${detail.k_occurrence === 1 ? "sample" : "samples"}`]);
   }
-  if (shown.labelled && name !== null && neighbours.length) {
-    const same = neighbours.filter((each) => className(each) === name).length;
-    facts.push(["Same class", `${same} of ${neighbours.length}`]);
+  const others = neighbours.map(className).filter((each) => each !== null); // where labels are missing, of those that have one
+  if (shown.has_classes && name !== null && others.length) {
+    const same = others.filter((each) => each === name).length;
+    facts.push(["Same class", `${same} of ${others.length}`]);
   }
   const rows = facts.flatMap(([term, value]) => [el("dt", {}, term), el("dd", { class: "line" }, value)]);
   $("sample-facts").replaceChildren(...rows);
@@ -801,7 +811,7 @@ function choicesFor(text) {
   const list = [];
   const byClass = (name) => ({ hash: hashOf("", { class: name }), word: "Class", name });
   const low = text.toLowerCase();
-  const classes = shown.labelled ? shown.classes.filter((name) => name.toLowerCase().includes(low)) : [];
+  const classes = shown.has_classes ? shown.classes.filter((name) => name.toLowerCase().includes(low)) : [];
   if (/^#?\d{1,15}$/.test(text)) list.push({ hash: hashOf(`sample/${text.replace("#", "")}`), word: "Sample", name: text.replace("#", "") });
   const exact = classes.find((name) => name === text);
   if (exact !== undefined) list.push(byClass(exact));
