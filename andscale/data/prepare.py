@@ -109,22 +109,29 @@ def prepare(source: str, folder: Path | None, out: Path, options: PrepareOptions
     _say(f"{raw.name}: {', '.join(f'{len(s):,} {n}' for n, s in raw.splits.items())} images from {raw.obtained_from}")
     found = check_published(raw, was_downloaded=folder is None)
     raw = raw if options.hold_out is None else hold_out(raw, options.hold_out)
-    finished = _already_prepared(out, raw, options)
-    if finished is not None:
-        return finished
-    check_writable(out)
+    dataset = _already_prepared(out, raw, options)
+    if dataset is None:
+        check_writable(out)
+        with _locked(out / PARTS_NAME):
+            # again: the start that held the lock until now may have finished
+            dataset = _already_prepared(out, raw, options) or _write(raw, out, options, found)
+    # without the lock: NFS keeps a file that is open, and with it the folder; what stays is the next start's to remove
+    shutil.rmtree(out / PARTS_NAME, ignore_errors=True)
+    return dataset
+
+
+def _write(raw: RawDataset, out: Path, options: PrepareOptions, found: list[str] | None) -> PreparedDataset:
+    """Check, write and join everything that no earlier start has finished; ``found``: see ``_write_dataset``."""
     num_workers = options.num_workers or num_cores()
-    with _locked(out / PARTS_NAME):
-        plan = _load_plan(out, raw, options)
-        if plan is None:
-            plan = _Plan(raw.name, raw.identity, options.samples_per_shard, _unreadable(raw, out, options, num_workers))
-            write_file(out / PARTS_NAME / _PLAN_NAME, _json(asdict(plan)))
-        for leftover in out.glob(".*.tmp-*"):
-            leftover.unlink()
-        results = _write_shards(raw, plan, out, num_workers)
-        splits = {split: finish_split(out, split, results[split]) for split in SPLITS}
-        _write_dataset(out, raw, plan, splits, found)
-        shutil.rmtree(out / PARTS_NAME)
+    plan = _load_plan(out, raw, options)
+    if plan is None:
+        plan = _Plan(raw.name, raw.identity, options.samples_per_shard, _unreadable(raw, out, options, num_workers))
+        write_file(out / PARTS_NAME / _PLAN_NAME, _json(asdict(plan)))
+    for leftover in out.glob(".*.tmp-*"):
+        leftover.unlink()
+    results = _write_shards(raw, plan, out, num_workers)
+    splits = {split: finish_split(out, split, results[split]) for split in SPLITS}
+    _write_dataset(out, raw, plan, splits, found)
     return open_dataset(out)
 
 
@@ -151,8 +158,6 @@ def _already_prepared(out: Path, raw: RawDataset, options: PrepareOptions) -> Pr
             f"{out} holds another prepared data set ({', '.join(different)}): remove it or choose another folder"
         )
     dataset = open_dataset(out)
-    # a start that was killed after its last step left this
-    shutil.rmtree(out / PARTS_NAME, ignore_errors=True)
     _say(f"{out} is already prepared")
     return dataset
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -377,6 +378,40 @@ def test_a_second_start_is_told_that_the_first_one_works(tmp_path, images):
         pytest.raises(RunError, match="another process is preparing"),
     ):
         prepare("image-folder", images, tmp_path / "out", SMALL)
+
+
+def test_the_lock_is_released_before_its_folder_is_removed(tmp_path, images, monkeypatch):
+    """NFS renames an open file that is removed, so its folder is not empty and rmdir fails."""
+    whole, out = shutil.rmtree, tmp_path / "out"
+
+    def of_nfs(folder, ignore_errors=False):
+        opened = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+        if not any(name.startswith(f"{folder}/") for name in opened):
+            whole(folder, ignore_errors)
+        elif not ignore_errors:
+            raise OSError(39, "Directory not empty", str(folder))
+
+    monkeypatch.setattr(shutil, "rmtree", of_nfs)
+    prepare("image-folder", images, out, SMALL)
+    assert not (out / ".parts").exists()
+
+
+def test_what_another_start_finished_meanwhile_is_taken(tmp_path, images, monkeypatch):
+    out = tmp_path / "out"
+    stop_before_dataset_json(monkeypatch, images, out)
+    locked = prepare_module._locked
+
+    @contextmanager
+    def late(folder):
+        monkeypatch.setattr(prepare_module, "_locked", locked)
+        prepare("image-folder", images, out, SMALL)
+        with locked(folder):
+            yield
+
+    monkeypatch.setattr(prepare_module, "_locked", late)
+    monkeypatch.setattr(shard_writer, "_write_tar", None)
+    assert prepare("image-folder", images, out, SMALL).splits["train"].num_samples == 9
+    assert not (out / ".parts").exists()
 
 
 @pytest.mark.parametrize("values", [{"samples_per_shard": 0}, {"num_workers": 0}, {"hold_out": 0}])
