@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from andscale.data.image_check import find_unreadable, say
 from andscale.data.published import check_published
 from andscale.data.raw import RawDataset, hold_out
 from andscale.data.shard_writer import (
     PARTS_NAME,
-    CheckJob,
     ShardJob,
     ShardResult,
-    check_images,
     finish_split,
     write_shard,
 )
@@ -47,8 +46,6 @@ from andscale.store.files import check_writable, parse_json, read_record_bytes, 
 _PLAN_NAME = "plan.json"
 _FILE = r"((train|val)(-\d{6,}\.tar|\.parquet)|dataset\.json)"
 _OURS = re.compile(rf"{_FILE}|\.{_FILE}\.tmp-[0-9a-f]{{16}}")
-_NUM_SHOWN = 20
-_IMAGES_PER_CHECK = 256
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def prepare(source: str, folder: Path | None, out: Path, options: PrepareOptions
     options = options or PrepareOptions()
     _refuse_foreign(out)
     raw = open_source(source, folder)
-    _say(f"{raw.name}: {', '.join(f'{len(s):,} {n}' for n, s in raw.splits.items())} images from {raw.obtained_from}")
+    say(f"{raw.name}: {', '.join(f'{len(s):,} {n}' for n, s in raw.splits.items())} images from {raw.obtained_from}")
     found = check_published(raw, was_downloaded=folder is None)
     raw = raw if options.hold_out is None else hold_out(raw, options.hold_out)
     dataset = _already_prepared(out, raw, options)
@@ -125,7 +122,9 @@ def _write(raw: RawDataset, out: Path, options: PrepareOptions, found: list[str]
     num_workers = options.num_workers or num_cores()
     plan = _load_plan(out, raw, options)
     if plan is None:
-        plan = _Plan(raw.name, raw.identity, options.samples_per_shard, _unreadable(raw, out, options, num_workers))
+        listed_in = out / PARTS_NAME / "unreadable.txt"
+        skipped = find_unreadable(raw, listed_in, num_workers, skip_bad=options.skip_bad)
+        plan = _Plan(raw.name, raw.identity, options.samples_per_shard, skipped)
         write_file(out / PARTS_NAME / _PLAN_NAME, _json(asdict(plan)))
     for leftover in out.glob(".*.tmp-*"):
         leftover.unlink()
@@ -158,7 +157,7 @@ def _already_prepared(out: Path, raw: RawDataset, options: PrepareOptions) -> Pr
             f"{out} holds another prepared data set ({', '.join(different)}): remove it or choose another folder"
         )
     dataset = open_dataset(out)
-    _say(f"{out} is already prepared")
+    say(f"{out} is already prepared")
     return dataset
 
 
@@ -187,45 +186,6 @@ def _differences(begun: dict[str, Any], raw: RawDataset, options: PrepareOptions
     return different + (["skip_bad"] if begun.get("skipped") and not options.skip_bad else [])
 
 
-def _unreadable(raw: RawDataset, out: Path, options: PrepareOptions, num_workers: int) -> list[dict[str, Any]]:
-    """Decode every file-backed image once; lists those that cannot be, and stops unless they may be skipped."""
-    total = sum(len(samples) for samples in raw.splits.values() if samples.is_file_backed)
-    found = []
-    with Progress("check", total, "images") as progress:
-        for job, complaints in run_jobs(
-            check_images, _check_jobs(raw), no_more_than(num_workers, total, _IMAGES_PER_CHECK)
-        ):
-            progress.advance(len(job.samples))
-            found += [(SPLITS.index(job.split), job.first + at, reason) for at, reason in complaints]
-    skipped = [
-        {"split": SPLITS[split], "position": at, "source": raw.splits[SPLITS[split]].describe(at), "reason": reason}
-        for split, at, reason in sorted(found)
-    ]
-    if not skipped:
-        return []
-    # JSON strings, so that a file name with a line break stays on its line
-    lines = [f"{json.dumps(s['source'], ensure_ascii=False)}: {s['reason']}" for s in skipped]
-    listed_in = out / PARTS_NAME / "unreadable.txt"
-    write_file(listed_in, "".join(f"{line}\n" for line in lines).encode())
-    for line in lines[:_NUM_SHOWN]:
-        _say(f"{'left out' if options.skip_bad else 'unreadable'}: {line}")
-    if len(lines) > _NUM_SHOWN:
-        _say(f"and {len(lines) - _NUM_SHOWN} more, listed in {listed_in}")
-    if not options.skip_bad:
-        raise RunError(
-            f"{len(lines)} of {total} images cannot be read (all are listed in {listed_in}): mend or remove them, or "
-            "leave them out with --skip-bad"
-        )
-    return skipped
-
-
-def _check_jobs(raw: RawDataset) -> Iterator[CheckJob]:
-    for split, samples in raw.splits.items():
-        for first in range(0, len(samples) if samples.is_file_backed else 0, _IMAGES_PER_CHECK):
-            last = min(first + _IMAGES_PER_CHECK, len(samples))
-            yield CheckJob(split, first, samples.take(np.arange(first, last)))
-
-
 def _write_shards(raw: RawDataset, plan: _Plan, out: Path, num_workers: int) -> dict[str, list[ShardResult]]:
     """Write all shards; returns each split's results in the order of the shards."""
     positions = {split: _kept_positions(raw, plan, split) for split in SPLITS}
@@ -241,7 +201,7 @@ def _write_shards(raw: RawDataset, plan: _Plan, out: Path, num_workers: int) -> 
     results = {split: [numbered[split][number] for number in sorted(numbered[split])] for split in SPLITS}
     was_kept = [result.was_kept for split in SPLITS for result in results[split]]
     if any(was_kept):
-        _say(f"kept {sum(was_kept)} of {len(was_kept)} shards, which an earlier start had finished")
+        say(f"kept {sum(was_kept)} of {len(was_kept)} shards, which an earlier start had finished")
     return results
 
 
@@ -298,8 +258,3 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _say(text: str) -> None:
-    """Results go to standard output, so what happens on the way goes beside the progress bar."""
-    print(text, file=sys.stderr, flush=True)

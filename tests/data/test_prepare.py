@@ -20,7 +20,7 @@ import pytest
 
 import synthetic_sources as synthetic
 from andscale.data import prepare as prepare_module
-from andscale.data import shard_writer, workers
+from andscale.data import image_check, shard_writer, workers
 from andscale.data.prepare import PrepareOptions, prepare
 from andscale.data.shard_stream import stream_samples
 from andscale.data.shards import load_catalogue, open_dataset, verify_dataset
@@ -273,7 +273,7 @@ def test_unreadable_images_stop_the_work_and_are_listed(tmp_path, images, capsys
 
 
 def test_skipped_images_are_recorded_and_ids_stay_contiguous(tmp_path, images, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_IMAGES_PER_CHECK", 2)
+    monkeypatch.setattr(image_check, "_IMAGES_PER_CHECK", 2)
     break_images(images)
     dataset = prepare("image-folder", images, tmp_path / "out", PrepareOptions(4, 1, skip_bad=True))
     catalogue = load_catalogue(dataset, "train")
