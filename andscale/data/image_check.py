@@ -3,6 +3,7 @@
 A job carries the samples that it is about, so a process needs nothing but the job, whether it was forked or spawned.
 """
 
+import errno
 import json
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from andscale.data.images import check_image
-from andscale.data.raw import RawDataset, RawSplit
+from andscale.data.raw import RawDataset, RawSplit, TarSplit
 from andscale.data.shards import SPLITS
 from andscale.data.workers import no_more_than, run_jobs
 from andscale.errors import RunError
@@ -22,6 +23,8 @@ from andscale.store.files import write_file
 
 _NUM_SHOWN = 20
 _IMAGES_PER_CHECK = 256
+_FAULTS_OF_A_FILE = (errno.ENOENT, errno.EACCES, errno.EISDIR)
+"""All else is the storage's, and so is everything of an archive, which was there when its members were listed."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,11 @@ def _check_jobs(raw: RawDataset) -> Iterator[CheckJob]:
 
 
 def check_images(job: CheckJob) -> list[tuple[int, str]]:
-    """Decode every image; returns (place in the job, reason) of those that cannot be."""
+    """Decode every image; returns (place in the job, reason) of those that cannot be.
+
+    Raises:
+        RunError: the disk failed, which says nothing of an image.
+    """
     import warnings
 
     unreadable = []
@@ -96,10 +103,21 @@ def check_images(job: CheckJob) -> list[tuple[int, str]]:
             try:
                 check_image(job.samples.read(position))
             except OSError as error:
+                refuse_disk_failure(error, job.samples, position)
                 unreadable.append((position, error.strerror or str(error)))
             except RunError as error:
                 unreadable.append((position, str(error)))
     return unreadable
+
+
+def refuse_disk_failure(error: OSError, samples: RawSplit, position: int) -> None:
+    """Raise RunError for what is no fault of this image: to leave it out would lose a good one for good."""
+    if error.errno in _FAULTS_OF_A_FILE and not isinstance(samples, TarSplit):
+        return
+    where = json.dumps(samples.describe(position), ensure_ascii=False)
+    raise RunError(
+        f"{where}: the disk failed ({error.strerror or error}): start again; if it stays so, take the file away"
+    ) from None
 
 
 def say(text: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from andscale.data.image_check import refuse_disk_failure
 from andscale.data.images import ImageHeader, read_header
 from andscale.data.raw import RawSplit
 from andscale.data.shards import CATALOGUE_KIND, ShardRecord
@@ -185,6 +186,8 @@ def _read_sample(job: ShardJob, position: int) -> tuple[bytes, ImageHeader]:
         data = job.samples.read(position)
         return data, read_header(data)
     except (OSError, RunError) as error:
+        if isinstance(error, OSError):
+            refuse_disk_failure(error, job.samples, position)
         where = json.dumps(job.samples.describe(position), ensure_ascii=False)
         raise RunError(f"{where} can no longer be read ({error}): it changed while it was prepared") from None
 
