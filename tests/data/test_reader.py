@@ -1,3 +1,5 @@
+import errno
+import resource
 import shutil
 
 import numpy as np
@@ -250,3 +252,33 @@ def test_a_missing_shard_is_named_before_anything_is_read(digits, tmp_path):
     (tmp_path / "copy" / "train-000000.tar").unlink()
     with pytest.raises(RunError, match=r"train-000000.tar is missing"):
         _reader(open_dataset(tmp_path / "copy"), in_memory=False)
+
+
+def test_opening_shards_takes_the_whole_limit_of_open_files(digits):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        samples.Shards(load_catalogue(digits, "val"))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, samples._MOST_FILES), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("soft", [2 << 20, resource.RLIM_INFINITY])
+def test_a_limit_of_open_files_is_never_lowered(digits, monkeypatch, soft):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+    monkeypatch.setattr(resource, "setrlimit", None)
+    samples.Shards(load_catalogue(digits, "val"))
+
+
+def test_too_many_open_shards_are_not_taken_for_damage(digits, monkeypatch):
+    catalogue = load_catalogue(digits, "val")
+    source = samples.SampleSource(samples.Shards(catalogue), np.array([0, 1]), 1, None)
+
+    def full(path, flags):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(samples.os, "open", full)
+    with pytest.raises(RunError, match=r"val-000000\.tar cannot be opened: .* raise it with ulimit -n") as caught:
+        source.decode_all((8, 8), "decode")
+    assert "--verify" not in str(caught.value)
