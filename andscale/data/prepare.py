@@ -41,11 +41,14 @@ from andscale.data.sources import open_source
 from andscale.data.workers import no_more_than, num_cores, run_jobs
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
-from andscale.store.files import check_writable, parse_json, read_record_bytes, write_file
+from andscale.store.files import MAX_RECORD_BYTES, check_writable, parse_json, read_record_bytes, write_file
 
 _PLAN_NAME = "plan.json"
+_UNREADABLE_NAME = "unreadable.txt"
 _FILE = r"((train|val)(-\d{6,}\.tar|\.parquet)|dataset\.json)"
 _OURS = re.compile(rf"{_FILE}|\.{_FILE}\.tmp-[0-9a-f]{{16}}")
+_SHARD_BYTES, _OTHER_BYTES = 256, 2048
+"""At most so much of ``dataset.json`` is of one shard, and of what never grows."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,10 @@ def _write(raw: RawDataset, out: Path, options: PrepareOptions, found: list[str]
     num_workers = options.num_workers or num_cores()
     plan = _load_plan(out, raw, options)
     if plan is None:
-        listed_in = out / PARTS_NAME / "unreadable.txt"
+        listed_in = out / PARTS_NAME / _UNREADABLE_NAME
         skipped = find_unreadable(raw, listed_in, num_workers, skip_bad=options.skip_bad)
         plan = _Plan(raw.name, raw.identity, options.samples_per_shard, skipped)
+        _refuse_record_too_large(raw, plan, out, found)
         write_file(out / PARTS_NAME / _PLAN_NAME, _json(asdict(plan)))
     for leftover in out.glob(".*.tmp-*"):
         leftover.unlink()
@@ -184,6 +188,31 @@ def _differences(begun: dict[str, Any], raw: RawDataset, options: PrepareOptions
     wanted = {"source": raw.name, "identity": raw.identity, "samples_per_shard": options.samples_per_shard}
     different = [key for key, value in wanted.items() if begun.get(key) != value]
     return different + (["skip_bad"] if begun.get("skipped") and not options.skip_bad else [])
+
+
+def _refuse_record_too_large(raw: RawDataset, plan: _Plan, out: Path, found: list[str] | None) -> None:
+    """Raise UsageError where readers would not take the records: found out now, and not after hours of writing."""
+    size = _largest_record(raw, plan, found)
+    if size <= MAX_RECORD_BYTES:
+        return
+    text = f"dataset.json would have up to {size:,} bytes, more than the {MAX_RECORD_BYTES:,} that are read: "
+    num_shards = _num_shards(raw, plan)
+    if num_shards * _SHARD_BYTES > size // 2:
+        raise UsageError(f"{text}it lists {num_shards:,} shards: prepare with a larger --samples-per-shard")
+    raise UsageError(
+        f"{text}it lists {len(plan.skipped):,} images to leave out (all are listed in "
+        f"{out / PARTS_NAME / _UNREADABLE_NAME}): move them out of the raw data set, or most of them"
+    )
+
+
+def _largest_record(raw: RawDataset, plan: _Plan, found: list[str] | None) -> int:
+    """Bytes of ``plan.json`` or ``dataset.json`` at most; what grows is counted as deep in the JSON as it will be."""
+    growing = {"plan": asdict(plan), "of": {"raw": [raw.classes, raw.obtained_from, found]}}
+    return len(_json(growing)) + _num_shards(raw, plan) * _SHARD_BYTES + _OTHER_BYTES
+
+
+def _num_shards(raw: RawDataset, plan: _Plan) -> int:
+    return sum(-(-len(samples) // plan.samples_per_shard) for samples in raw.splits.values())
 
 
 def _write_shards(raw: RawDataset, plan: _Plan, out: Path, num_workers: int) -> dict[str, list[ShardResult]]:

@@ -319,6 +319,33 @@ def test_an_archive_that_is_gone_is_not_taken_for_unreadable_images(tmp_path):
         image_check.check_images(image_check.CheckJob("val", 0, samples))
 
 
+def test_a_record_that_no_reader_would_take_stops_before_anything_is_written(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(prepare_module, "MAX_RECORD_BYTES", 20_000)
+    options = PrepareOptions(3, 1, skip_bad=True)
+    for i in range(200):
+        (images / "train" / "bee" / f"bad{i:03d}.png").write_bytes(b"x")
+    listed = tmp_path / "out" / ".parts" / "unreadable.txt"
+    with pytest.raises(UsageError, match=rf"200 images to leave out .* listed in {listed}\): move them") as caught:
+        prepare("image-folder", images, tmp_path / "out", options)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".parts"]
+    for path in images.glob("train/bee/bad*"):
+        path.unlink()
+    assert prepare("image-folder", images, tmp_path / "out", options).splits["train"].num_samples == 9
+    assert len((tmp_path / "out" / "dataset.json").read_bytes()) < 20_000
+    with pytest.raises(UsageError, match="12 shards: .* a larger --samples-per-shard"):
+        monkeypatch.setattr(prepare_module, "MAX_RECORD_BYTES", 5_000)
+        prepare("image-folder", images, tmp_path / "other", PrepareOptions(1, 1))
+
+
+def test_the_size_of_the_record_is_foreseen(tmp_path, images, monkeypatch):
+    break_images(images)
+    foreseen, largest = [], prepare_module._largest_record
+    monkeypatch.setattr(prepare_module, "_largest_record", lambda *a: foreseen.append(largest(*a)) or foreseen[-1])
+    prepare("image-folder", images, tmp_path / "out", PrepareOptions(1, 1, skip_bad=True))
+    assert (tmp_path / "out" / "dataset.json").stat().st_size <= foreseen[0]
+
+
 def test_more_than_twenty_unreadable_images_are_counted(tmp_path, images, capsys):
     for i in range(25):
         (images / "train" / "bee" / f"bad{i:02d}.png").write_bytes(b"x")
