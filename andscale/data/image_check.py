@@ -36,7 +36,22 @@ class CheckJob:
     samples: RawSplit
 
 
-def find_unreadable(raw: RawDataset, listed_in: Path, num_workers: int, *, skip_bad: bool) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Checked:
+    """What was found in the images of a job, by their places in it.
+
+    Attributes:
+        unreadable: (place, reason) of those that cannot be decoded.
+        dim: grey images of 16 bits whose highest bit is never set.
+    """
+
+    unreadable: list[tuple[int, str]]
+    dim: list[int]
+
+
+def check_all(
+    raw: RawDataset, listed_in: Path, num_workers: int, *, skip_bad: bool
+) -> tuple[list[dict[str, Any]], str]:
     """Decode every file-backed image once; lists those that cannot be, and stops unless they may be skipped.
 
     Args:
@@ -46,25 +61,33 @@ def find_unreadable(raw: RawDataset, listed_in: Path, num_workers: int, *, skip_
         skip_bad: whether they may be skipped.
 
     Returns:
-        Split, position in it, source and reason of each.
+        Split, position in it, source and reason of each that cannot be decoded. A warning about all others, or ''.
 
     Raises:
-        RunError: there are some, and they may not be skipped.
+        RunError: there are some, and they may not be skipped; the disk failed.
     """
     total = sum(len(samples) for samples in raw.splits.values() if samples.is_file_backed)
-    found = []
+    found, num_dim, first_dim = [], 0, None
     with Progress("check", total, "images") as progress:
-        for job, complaints in run_jobs(
+        for job, checked in run_jobs(
             check_images, _check_jobs(raw), no_more_than(num_workers, total, _IMAGES_PER_CHECK)
         ):
             progress.advance(len(job.samples))
-            found += [(SPLITS.index(job.split), job.first + at, reason) for at, reason in complaints]
+            split = SPLITS.index(job.split)
+            found += [(split, job.first + at, reason) for at, reason in checked.unreadable]
+            num_dim += len(checked.dim)
+            for place in ((split, job.first + at) for at in checked.dim):
+                first_dim = place if first_dim is None else min(first_dim, place)
     skipped = [
         {"split": SPLITS[split], "position": at, "source": raw.splits[SPLITS[split]].describe(at), "reason": reason}
         for split, at, reason in sorted(found)
     ]
-    if not skipped:
-        return []
+    if skipped:
+        _list_unreadable(skipped, total, listed_in, skip_bad=skip_bad)
+    return skipped, "" if first_dim is None else _dim_warning(raw, num_dim, *first_dim)
+
+
+def _list_unreadable(skipped: list[dict[str, Any]], total: int, listed_in: Path, *, skip_bad: bool) -> None:
     # JSON strings, so that a file name with a line break stays on its line
     lines = [f"{json.dumps(s['source'], ensure_ascii=False)}: {s['reason']}" for s in skipped]
     write_file(listed_in, "".join(f"{line}\n" for line in lines).encode())
@@ -77,7 +100,15 @@ def find_unreadable(raw: RawDataset, listed_in: Path, num_workers: int, *, skip_
             f"{len(lines)} of {total} images cannot be read (all are listed in {listed_in}): mend or remove them, or "
             "leave them out with --skip-bad"
         )
-    return skipped
+
+
+def _dim_warning(raw: RawDataset, number: int, split: int, position: int) -> str:
+    example = json.dumps(raw.splits[SPLITS[split]].describe(position), ensure_ascii=False)
+    return (
+        f"grey images of 16 bits without a value above 32,767: {number:,}, for one {example}: the upper 8 bits are what "
+        "is read, so they are dark and have few levels: if they hold fewer bits, as 12, convert them to the full range "
+        "and prepare them again"
+    )
 
 
 def _check_jobs(raw: RawDataset) -> Iterator[CheckJob]:
@@ -87,27 +118,30 @@ def _check_jobs(raw: RawDataset) -> Iterator[CheckJob]:
             yield CheckJob(split, first, samples.take(np.arange(first, last)))
 
 
-def check_images(job: CheckJob) -> list[tuple[int, str]]:
-    """Decode every image; returns (place in the job, reason) of those that cannot be.
+def check_images(job: CheckJob) -> Checked:
+    """Decode every image.
 
     Raises:
         RunError: the disk failed, which says nothing of an image.
     """
     import warnings
 
-    unreadable = []
+    checked = Checked([], [])
     with warnings.catch_warnings():
         # what Pillow warns of is either refused by check_image or harmless; a line an image helps nobody
         warnings.simplefilter("ignore")
         for position in range(len(job.samples)):
             try:
-                check_image(job.samples.read(position))
+                header = check_image(job.samples.read(position))
             except OSError as error:
                 refuse_disk_failure(error, job.samples, position)
-                unreadable.append((position, error.strerror or str(error)))
+                checked.unreadable.append((position, error.strerror or str(error)))
             except RunError as error:
-                unreadable.append((position, str(error)))
-    return unreadable
+                checked.unreadable.append((position, str(error)))
+            else:
+                if header.is_dim:
+                    checked.dim.append(position)
+    return checked
 
 
 def refuse_disk_failure(error: OSError, samples: RawSplit, position: int) -> None:

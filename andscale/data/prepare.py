@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from andscale.data.image_check import find_unreadable, say
+from andscale.data.image_check import check_all, say
 from andscale.data.published import check_published
 from andscale.data.raw import RawDataset, hold_out
 from andscale.data.shard_writer import (
@@ -82,12 +82,14 @@ class _Plan:
         source, identity: of the raw data set.
         samples_per_shard: as asked.
         skipped: images that are left out: split, position in it, source, reason.
+        warning: what is odd about the others, said when all is done; '' where nothing is.
     """
 
     source: str
     identity: str
     samples_per_shard: int
     skipped: list[dict[str, Any]]
+    warning: str = ""
 
 
 def prepare(source: str, folder: Path | None, out: Path, options: PrepareOptions | None = None) -> PreparedDataset:
@@ -126,8 +128,8 @@ def _write(raw: RawDataset, out: Path, options: PrepareOptions, found: list[str]
     plan = _load_plan(out, raw, options)
     if plan is None:
         listed_in = out / PARTS_NAME / _UNREADABLE_NAME
-        skipped = find_unreadable(raw, listed_in, num_workers, skip_bad=options.skip_bad)
-        plan = _Plan(raw.name, raw.identity, options.samples_per_shard, skipped)
+        skipped, warning = check_all(raw, listed_in, num_workers, skip_bad=options.skip_bad)
+        plan = _Plan(raw.name, raw.identity, options.samples_per_shard, skipped, warning)
         _refuse_record_too_large(raw, plan, out, found)
         write_file(out / PARTS_NAME / _PLAN_NAME, _json(asdict(plan)))
     for leftover in out.glob(".*.tmp-*"):
@@ -135,6 +137,8 @@ def _write(raw: RawDataset, out: Path, options: PrepareOptions, found: list[str]
     results = _write_shards(raw, plan, out, num_workers)
     splits = {split: finish_split(out, split, results[split]) for split in SPLITS}
     _write_dataset(out, raw, plan, splits, found)
+    if plan.warning:
+        say(f"warning: {plan.warning}")
     return open_dataset(out)
 
 

@@ -302,7 +302,7 @@ def test_a_disk_that_fails_leaves_no_good_image_out(images, monkeypatch, code):
     monkeypatch.setattr(type(samples), "read", failing)
     job = image_check.CheckJob("train", 0, samples)
     if code in (errno.ENOENT, errno.EACCES, errno.EISDIR):
-        assert image_check.check_images(job) == [(1, os.strerror(code))]
+        assert image_check.check_images(job) == image_check.Checked([(1, os.strerror(code))], [])
         return
     words = rf'"train/ant/.*": the disk failed \({os.strerror(code)}\): start again'
     with pytest.raises(RunError, match=words):
