@@ -105,9 +105,9 @@ def _list_unreadable(skipped: list[dict[str, Any]], total: int, listed_in: Path,
 def _dim_warning(raw: RawDataset, number: int, split: int, position: int) -> str:
     example = json.dumps(raw.splits[SPLITS[split]].describe(position), ensure_ascii=False)
     return (
-        f"grey images of 16 bits without a value above 32,767: {number:,}, for one {example}: the upper 8 bits are what "
-        "is read, so they are dark and have few levels: if they hold fewer bits, as 12, convert them to the full range "
-        "and prepare them again"
+        f"grey images of 16 bits without a value above 32,767: {number:,}, for one {example}: the upper 8 bits are "
+        "what is read, so they are dark and have few levels: if they hold fewer bits, as 12, convert them to the full "
+        "range and prepare them again"
     )
 
 

@@ -20,8 +20,8 @@ import pandas as pd
 import pytest
 
 import synthetic_sources as synthetic
-from andscale.data import prepare as prepare_module
 from andscale.data import image_check, shard_writer, workers
+from andscale.data import prepare as prepare_module
 from andscale.data.prepare import PrepareOptions, prepare
 from andscale.data.shard_stream import stream_samples
 from andscale.data.shards import load_catalogue, open_dataset, verify_dataset

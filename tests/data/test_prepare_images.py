@@ -149,6 +149,7 @@ def deep_grey(largest):
         (solid("PNG", (4, 4), "L"), False),
         (PHOTO, False),
     ],
+    ids=["12 bits", "15 bits", "16 bits", "black", "8 bits", "photograph"],
 )
 def test_grey_of_fewer_bits_than_its_file_holds_is_noticed(data, is_dim):
     assert check_image(data).is_dim == is_dim
@@ -166,7 +167,9 @@ def test_dim_images_are_counted_at_the_end_of_the_start_that_finishes(tmp_path, 
     assert "warning: " not in capsys.readouterr().err
     prepare("image-folder", tmp_path / "flat", tmp_path / "out", options)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith('warning: grey images of 16 bits without a value above 32,767: 2, for one "b.png": the upper'), last
+    assert last.startswith(
+        'warning: grey images of 16 bits without a value above 32,767: 2, for one "b.png": the upper'
+    ), last
 
 
 def imagenet_with(folder, content, layout):
