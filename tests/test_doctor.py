@@ -259,14 +259,20 @@ def test_locks_and_renames_that_do_not_hold_are_seen(tmp_path, monkeypatch):
         (disk.judge_clock(0.5), "ok"),
         (disk.judge_shared_memory(Path("x"), 64 << 20, 64 << 20), "warning"),
         (disk.judge_shared_memory(Path("x"), 8 * GIB, 8 * GIB), "ok"),
-        (disk.judge_open_files(256, 4096), "warning"),
-        (disk.judge_open_files(1024, 1024), "ok"),
-        (disk.judge_open_files(resource.RLIM_INFINITY, resource.RLIM_INFINITY), "ok"),
+        (disk.judge_open_files(512), "warning"),
+        (disk.judge_open_files(1024), "ok"),
+        (disk.judge_open_files(resource.RLIM_INFINITY), "ok"),
     ],
 )
 def test_figures_are_judged(finding, state):
     assert finding.state == state, finding
     assert bool(finding.fix) == (state != "ok")
+
+
+def test_the_limit_of_open_files_is_the_one_that_a_run_takes(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    finding = disk.check_open_files()
+    assert (finding.state, "4,096 a process" in finding.text) == ("ok", True), finding
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ the first frame counts.
 
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,11 +28,19 @@ _LEAST_SCAN_BYTES = 12
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an encoded image says of itself: suffix of its real format, size in pixels."""
+    """What an encoded image says of itself.
+
+    Attributes:
+        suffix: of its real format.
+        width, height: pixels.
+        is_dim: grey of 16 bits, the highest of them never set, which says that it is of fewer, as cameras' 12; only
+            ``check_image``, which sees the pixels, knows it.
+    """
 
     suffix: str
     width: int
     height: int
+    is_dim: bool = False
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -55,6 +63,9 @@ def check_image(data: bytes) -> ImageHeader:
     # the entropy coding is read to its end at every scale, only the inverse transforms are saved
     image.draft(None, (1, 1))
     _load(image)
+    # black is black at every depth
+    if image.mode.startswith("I") and 0 < int(np.asarray(image).max()) < 1 << 15:
+        return replace(header, is_dim=True)
     return header
 
 

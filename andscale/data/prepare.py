@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from andscale.data.image_check import check_all, say
 from andscale.data.published import check_published
 from andscale.data.raw import RawDataset, hold_out
 from andscale.data.shard_writer import (
     PARTS_NAME,
-    CheckJob,
     ShardJob,
     ShardResult,
-    check_images,
     finish_split,
     write_shard,
 )
@@ -42,13 +41,14 @@ from andscale.data.sources import open_source
 from andscale.data.workers import no_more_than, num_cores, run_jobs
 from andscale.errors import RunError, UsageError
 from andscale.metrics import Progress
-from andscale.store.files import check_writable, parse_json, read_record_bytes, write_file
+from andscale.store.files import MAX_RECORD_BYTES, check_writable, parse_json, read_record_bytes, write_file
 
 _PLAN_NAME = "plan.json"
+_UNREADABLE_NAME = "unreadable.txt"
 _FILE = r"((train|val)(-\d{6,}\.tar|\.parquet)|dataset\.json)"
 _OURS = re.compile(rf"{_FILE}|\.{_FILE}\.tmp-[0-9a-f]{{16}}")
-_NUM_SHOWN = 20
-_IMAGES_PER_CHECK = 256
+_SHARD_BYTES, _OTHER_BYTES = 256, 2048
+"""At most so much of ``dataset.json`` is of one shard, and of what never grows."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,14 @@ class _Plan:
         source, identity: of the raw data set.
         samples_per_shard: as asked.
         skipped: images that are left out: split, position in it, source, reason.
+        warning: what is odd about the others, said when all is done; '' where nothing is.
     """
 
     source: str
     identity: str
     samples_per_shard: int
     skipped: list[dict[str, Any]]
+    warning: str = ""
 
 
 def prepare(source: str, folder: Path | None, out: Path, options: PrepareOptions | None = None) -> PreparedDataset:
@@ -106,25 +108,37 @@ def prepare(source: str, folder: Path | None, out: Path, options: PrepareOptions
     options = options or PrepareOptions()
     _refuse_foreign(out)
     raw = open_source(source, folder)
-    _say(f"{raw.name}: {', '.join(f'{len(s):,} {n}' for n, s in raw.splits.items())} images from {raw.obtained_from}")
+    say(f"{raw.name}: {', '.join(f'{len(s):,} {n}' for n, s in raw.splits.items())} images from {raw.obtained_from}")
     found = check_published(raw, was_downloaded=folder is None)
     raw = raw if options.hold_out is None else hold_out(raw, options.hold_out)
-    finished = _already_prepared(out, raw, options)
-    if finished is not None:
-        return finished
-    check_writable(out)
+    dataset = _already_prepared(out, raw, options)
+    if dataset is None:
+        check_writable(out)
+        with _locked(out / PARTS_NAME):
+            # again: the start that held the lock until now may have finished
+            dataset = _already_prepared(out, raw, options) or _write(raw, out, options, found)
+    # without the lock: NFS keeps a file that is open, and with it the folder; what stays is the next start's to remove
+    shutil.rmtree(out / PARTS_NAME, ignore_errors=True)
+    return dataset
+
+
+def _write(raw: RawDataset, out: Path, options: PrepareOptions, found: list[str] | None) -> PreparedDataset:
+    """Check, write and join everything that no earlier start has finished; ``found``: see ``_write_dataset``."""
     num_workers = options.num_workers or num_cores()
-    with _locked(out / PARTS_NAME):
-        plan = _load_plan(out, raw, options)
-        if plan is None:
-            plan = _Plan(raw.name, raw.identity, options.samples_per_shard, _unreadable(raw, out, options, num_workers))
-            write_file(out / PARTS_NAME / _PLAN_NAME, _json(asdict(plan)))
-        for leftover in out.glob(".*.tmp-*"):
-            leftover.unlink()
-        results = _write_shards(raw, plan, out, num_workers)
-        splits = {split: finish_split(out, split, results[split]) for split in SPLITS}
-        _write_dataset(out, raw, plan, splits, found)
-        shutil.rmtree(out / PARTS_NAME)
+    plan = _load_plan(out, raw, options)
+    if plan is None:
+        listed_in = out / PARTS_NAME / _UNREADABLE_NAME
+        skipped, warning = check_all(raw, listed_in, num_workers, skip_bad=options.skip_bad)
+        plan = _Plan(raw.name, raw.identity, options.samples_per_shard, skipped, warning)
+        _refuse_record_too_large(raw, plan, out, found)
+        write_file(out / PARTS_NAME / _PLAN_NAME, _json(asdict(plan)))
+    for leftover in out.glob(".*.tmp-*"):
+        leftover.unlink()
+    results = _write_shards(raw, plan, out, num_workers)
+    splits = {split: finish_split(out, split, results[split]) for split in SPLITS}
+    _write_dataset(out, raw, plan, splits, found)
+    if plan.warning:
+        say(f"warning: {plan.warning}")
     return open_dataset(out)
 
 
@@ -151,9 +165,7 @@ def _already_prepared(out: Path, raw: RawDataset, options: PrepareOptions) -> Pr
             f"{out} holds another prepared data set ({', '.join(different)}): remove it or choose another folder"
         )
     dataset = open_dataset(out)
-    # a start that was killed after its last step left this
-    shutil.rmtree(out / PARTS_NAME, ignore_errors=True)
-    _say(f"{out} is already prepared")
+    say(f"{out} is already prepared")
     return dataset
 
 
@@ -182,43 +194,29 @@ def _differences(begun: dict[str, Any], raw: RawDataset, options: PrepareOptions
     return different + (["skip_bad"] if begun.get("skipped") and not options.skip_bad else [])
 
 
-def _unreadable(raw: RawDataset, out: Path, options: PrepareOptions, num_workers: int) -> list[dict[str, Any]]:
-    """Decode every file-backed image once; lists those that cannot be, and stops unless they may be skipped."""
-    total = sum(len(samples) for samples in raw.splits.values() if samples.is_file_backed)
-    found = []
-    with Progress("check", total, "images") as progress:
-        for job, complaints in run_jobs(
-            check_images, _check_jobs(raw), no_more_than(num_workers, total, _IMAGES_PER_CHECK)
-        ):
-            progress.advance(len(job.samples))
-            found += [(SPLITS.index(job.split), job.first + at, reason) for at, reason in complaints]
-    skipped = [
-        {"split": SPLITS[split], "position": at, "source": raw.splits[SPLITS[split]].describe(at), "reason": reason}
-        for split, at, reason in sorted(found)
-    ]
-    if not skipped:
-        return []
-    # JSON strings, so that a file name with a line break stays on its line
-    lines = [f"{json.dumps(s['source'], ensure_ascii=False)}: {s['reason']}" for s in skipped]
-    listed_in = out / PARTS_NAME / "unreadable.txt"
-    write_file(listed_in, "".join(f"{line}\n" for line in lines).encode())
-    for line in lines[:_NUM_SHOWN]:
-        _say(f"{'left out' if options.skip_bad else 'unreadable'}: {line}")
-    if len(lines) > _NUM_SHOWN:
-        _say(f"and {len(lines) - _NUM_SHOWN} more, listed in {listed_in}")
-    if not options.skip_bad:
-        raise RunError(
-            f"{len(lines)} of {total} images cannot be read (all are listed in {listed_in}): mend or remove them, or "
-            "leave them out with --skip-bad"
-        )
-    return skipped
+def _refuse_record_too_large(raw: RawDataset, plan: _Plan, out: Path, found: list[str] | None) -> None:
+    """Raise UsageError where readers would not take the records: found out now, and not after hours of writing."""
+    size = _largest_record(raw, plan, found)
+    if size <= MAX_RECORD_BYTES:
+        return
+    text = f"dataset.json would have up to {size:,} bytes, more than the {MAX_RECORD_BYTES:,} that are read: "
+    num_shards = _num_shards(raw, plan)
+    if num_shards * _SHARD_BYTES > size // 2:
+        raise UsageError(f"{text}it lists {num_shards:,} shards: prepare with a larger --samples-per-shard")
+    raise UsageError(
+        f"{text}it lists {len(plan.skipped):,} images to leave out (all are listed in "
+        f"{out / PARTS_NAME / _UNREADABLE_NAME}): move them out of the raw data set, or most of them"
+    )
 
 
-def _check_jobs(raw: RawDataset) -> Iterator[CheckJob]:
-    for split, samples in raw.splits.items():
-        for first in range(0, len(samples) if samples.is_file_backed else 0, _IMAGES_PER_CHECK):
-            last = min(first + _IMAGES_PER_CHECK, len(samples))
-            yield CheckJob(split, first, samples.take(np.arange(first, last)))
+def _largest_record(raw: RawDataset, plan: _Plan, found: list[str] | None) -> int:
+    """Bytes of ``plan.json`` or ``dataset.json`` at most; what grows is counted as deep in the JSON as it will be."""
+    growing = {"plan": asdict(plan), "of": {"raw": [raw.classes, raw.obtained_from, found]}}
+    return len(_json(growing)) + _num_shards(raw, plan) * _SHARD_BYTES + _OTHER_BYTES
+
+
+def _num_shards(raw: RawDataset, plan: _Plan) -> int:
+    return sum(-(-len(samples) // plan.samples_per_shard) for samples in raw.splits.values())
 
 
 def _write_shards(raw: RawDataset, plan: _Plan, out: Path, num_workers: int) -> dict[str, list[ShardResult]]:
@@ -236,7 +234,7 @@ def _write_shards(raw: RawDataset, plan: _Plan, out: Path, num_workers: int) -> 
     results = {split: [numbered[split][number] for number in sorted(numbered[split])] for split in SPLITS}
     was_kept = [result.was_kept for split in SPLITS for result in results[split]]
     if any(was_kept):
-        _say(f"kept {sum(was_kept)} of {len(was_kept)} shards, which an earlier start had finished")
+        say(f"kept {sum(was_kept)} of {len(was_kept)} shards, which an earlier start had finished")
     return results
 
 
@@ -293,8 +291,3 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _say(text: str) -> None:
-    """Results go to standard output, so what happens on the way goes beside the progress bar."""
-    print(text, file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ the cache never hurts a reader: an open file lives on until it is closed.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -27,6 +28,8 @@ _ATTEMPTS = 4
 _PAUSE_S = 1.0
 """Before the second attempt; doubled before each further one."""
 _PIECE_BYTES = 1 << 22
+_MOVES_SHARDS, _MOVES_RECORDS = "set data.cache_dir", "set TMPDIR"
+"""What puts them elsewhere: records are fetched by a data set's URL alone, before and without any config."""
 _SILENCE_S = 60
 """A server that sends nothing for so long has failed."""
 
@@ -52,14 +55,23 @@ def cache_folder(folder: str | None) -> Path:
     Raises:
         UsageError: it cannot be used, or somebody else could put files there.
     """
-    place = Path(folder) if folder else Path(tempfile.gettempdir()) / f"andscale-shards-{os.getuid()}"
+    return _folder_of_this_user(Path(folder) if folder else _temporary_folder(), "shards", _MOVES_SHARDS)
+
+
+def _temporary_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"andscale-shards-{os.getuid()}"
+
+
+def _folder_of_this_user(place: Path, kept: str, remedy: str) -> Path:
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = place.stat()
     except OSError as error:
-        raise UsageError(f"shards cannot be kept in {place} ({error.strerror}): set data.cache_dir") from None
+        raise UsageError(
+            f"{kept} cannot be kept in {place} ({error.strerror}): {remedy} to a folder that can"
+        ) from None
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise UsageError(f"{place} is not this user's alone to write: set data.cache_dir to a folder that is")
+        raise UsageError(f"{place} is not this user's alone to write: {remedy} to a folder that is")
     return place
 
 
@@ -93,7 +105,7 @@ class ShardCache:
                 for left_over in self.folder.glob(f".{path.name}.part-*"):  # of a killed process
                     left_over.unlink(missing_ok=True)
                 if not path.is_file() or path.stat().st_size != num_bytes:
-                    fetch(f"{self.url}/{name}", path, num_bytes, blake3)
+                    fetch(f"{self.url}/{name}", path, num_bytes, blake3, remedy=_MOVES_SHARDS)
                     self._make_room(path)
 
     @contextlib.contextmanager
@@ -118,7 +130,9 @@ class ShardCache:
                 total -= size
 
 
-def fetch(url: str, path: Path, num_bytes: int | None = None, blake3: str | None = None) -> None:
+def fetch(
+    url: str, path: Path, num_bytes: int | None = None, blake3: str | None = None, *, remedy: str = _MOVES_RECORDS
+) -> None:
     """Stream a file to ``path``, hashed on its way; it is there whole and verified, or not at all.
 
     Args:
@@ -126,6 +140,7 @@ def fetch(url: str, path: Path, num_bytes: int | None = None, blake3: str | None
         path: appears by a rename.
         num_bytes: the size it must have; None: any below 64 MiB.
         blake3: the hash it must have; None: any.
+        remedy: what to do where ``path``'s disk fails.
 
     Raises:
         UsageError: a package is missing. RunError: not there, not reachable, or not the file of the record.
@@ -146,8 +161,9 @@ def fetch(url: str, path: Path, num_bytes: int | None = None, blake3: str | None
         except (UsageError, OSError, _LocalDiskError) as error:
             if isinstance(error, UsageError):
                 raise
-            if isinstance(error, _LocalDiskError):
-                raise RunError(f"{path.parent} cannot take {url}: {error}: set data.cache_dir") from None
+            # the little that is still in memory at the end meets a full disk as a plain OSError
+            if isinstance(error, _LocalDiskError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise RunError(f"{path.parent} cannot take {url}: {error}: {remedy} to a folder with room") from None
             reason = _one_line(error)
         except Exception as error:  # the clients of servers raise nearly anything
             reason = _one_line(error)
@@ -213,7 +229,8 @@ def fetch_record(url: str, name: str) -> tuple[Path, str]:
         The folder of this machine where the record now is, for catalogues too; the URL without a slash at its end.
     """
     url = check_url(url)
-    folder = cache_folder(None) / "datasets" / hash_bytes(url.encode())[:32]
+    kept = _folder_of_this_user(_temporary_folder(), "records", _MOVES_RECORDS)
+    folder = kept / "datasets" / hash_bytes(url.encode())[:32]
     folder.mkdir(parents=True, exist_ok=True)
     fetch(f"{url}/{name}", folder / name)
     return folder, url

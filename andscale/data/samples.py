@@ -1,6 +1,9 @@
 """The encoded bytes of samples: by offset from shards, or by chunks that are read, or fetched, ahead of their use."""
 
+import contextlib
+import errno
 import os
+import resource
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ import numpy as np
 
 from andscale.config_data import DataConfig
 from andscale.data.images import decode_rgb, read_image_bytes
-from andscale.data.order import WINDOW_CHUNKS, WINDOW_SHARDS, chunk_cuts
+from andscale.data.order import WINDOW_CHUNKS, WINDOW_SHARDS, chunk_cuts, spans
 from andscale.data.remote import ShardCache, cache_folder
 from andscale.data.shards import Catalogue, PreparedDataset, SplitRecord
 from andscale.errors import RunError, UsageError
@@ -24,9 +27,14 @@ from andscale.store.artifacts import check_size
 
 _CHUNKS_AHEAD = 4
 """Chunks that are read before a sample of them is due."""
-_GAP_BYTES = 512 * 1024
 _CHUNK_THREADS = 2
 """Chunks that are read at a time: one waits for its disk or server while another is copied."""
+_MOST_FILES = 1 << 20
+"""Containers allow a billion; some programs that a process starts close that many one by one."""
+
+
+class _TooManyFilesError(RunError):
+    """The limit of open files, which is no damage of the data set."""
 
 
 class Samples(Protocol):
@@ -55,6 +63,7 @@ class Shards:
         self.catalogue = catalogue
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
+        _allow_many_files()
         weakref.finalize(self, _close_all, self._descriptors)
 
     def prepare(self, place: int) -> None:
@@ -88,24 +97,6 @@ class Shards:
             if number not in self._descriptors:
                 self._descriptors[number] = _open(self.catalogue.shards[number])
             return self._descriptors[number]
-
-
-def spans(starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """Pieces of a file that are read at once, gaps of up to 512 KiB included.
-
-    The ranks share a chunk out: if each read all of it, 8 ranks would read the data set 7 times; without gaps they
-    would read image by image. So they read 1.8 times its bytes, in pieces of 0.4 MB (docs/log.md).
-
-    Args:
-        starts: (n,) int64, where samples begin, bytes.
-        lengths: (n,) int64, their bytes.
-
-    Returns:
-        For each piece the places of its samples in ``starts``.
-    """
-    order = np.argsort(starts, kind="stable")
-    ends = np.maximum.accumulate((starts + lengths)[order])
-    return np.split(order, 1 + np.flatnonzero(starts[order][1:] - ends[:-1] > _GAP_BYTES))
 
 
 class _FetchedShard:
@@ -195,6 +186,8 @@ class SampleSource:
         """Put shard and sample before the text of a RunError."""
         try:
             yield
+        except _TooManyFilesError:
+            raise
         except RunError as error:
             catalogue = self.shards.catalogue
             shard = catalogue.shards[int(catalogue.shard_numbers[sample_id])]
@@ -255,16 +248,40 @@ def open_source(
 
     def load_shard(sample_ids: np.ndarray) -> Samples:
         shard = record.shards[int(catalogue.shard_numbers[sample_ids[0]])]
-        return _FetchedShard(cache.open(shard.name, shard.bytes, shard.blake3), catalogue)
+        with _opening(f"{dataset.url}/{shard.name}"):
+            descriptor = cache.open(shard.name, shard.bytes, shard.blake3)
+        return _FetchedShard(descriptor, catalogue)
 
     return SampleSource(shards, cuts, WINDOW_SHARDS, load_shard)
 
 
+def _allow_many_files() -> None:
+    """Raise this process's limit of open files as far as it may: each shard is one, and 1,024 is what shells set."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # as it is: the kernel of some systems allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _open(path: Path) -> int:
-    try:
+    with _opening(path):
         return os.open(path, os.O_RDONLY)
+
+
+@contextmanager
+def _opening(shard: Path | str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise RunError(f"{path} cannot be opened: {error.strerror}") from None
+        text = f"{shard} cannot be opened: {error.strerror}"
+        if error.errno != errno.EMFILE:
+            raise RunError(text) from None
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise _TooManyFilesError(
+            f"{text}: each shard that is read stays open, and a process may have {limit}: raise it with ulimit -n, or "
+            "prepare fewer shards (--samples-per-shard)"
+        ) from None
 
 
 def _read(descriptor: int, catalogue: Catalogue, sample_id: int) -> bytes:

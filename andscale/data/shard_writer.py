@@ -1,4 +1,4 @@
-"""The steps of ``prepare``: check images, write one shard and its part of the catalogue, join the parts.
+"""The steps of ``prepare`` that write: one shard and its part of the catalogue; the parts joined.
 
 A job carries the samples that it is about, so a process needs nothing but the job, whether it was forked or spawned.
 """
@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from andscale.data.images import ImageHeader, check_image, read_header
+from andscale.data.image_check import refuse_disk_failure
+from andscale.data.images import ImageHeader, read_header
 from andscale.data.raw import RawSplit
 from andscale.data.shards import CATALOGUE_KIND, ShardRecord
 from andscale.errors import RunError
@@ -23,15 +24,6 @@ from andscale.store.parquet import ROW_GROUP_ROWS, SCHEMA_VERSION, open_table
 
 PARTS_NAME = ".parts"
 _SHARD_KEY = b"andscale.shard"
-
-
-@dataclass(frozen=True)
-class CheckJob:
-    """Images to check: ``samples`` are those of ``split`` from position ``first`` on."""
-
-    split: str
-    first: int
-    samples: RawSplit
 
 
 @dataclass(frozen=True)
@@ -86,24 +78,6 @@ def catalogue_schema(metadata: dict[bytes, bytes] | None = None) -> Any:
     general = {b"andscale.kind": CATALOGUE_KIND.encode(), b"andscale.schema_version": SCHEMA_VERSION}
     fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
     return pa.schema(fields, metadata=general | (metadata or {}))
-
-
-def check_images(job: CheckJob) -> list[tuple[int, str]]:
-    """Decode every image; returns (place in the job, reason) of those that cannot be."""
-    import warnings
-
-    unreadable = []
-    with warnings.catch_warnings():
-        # what Pillow warns of is either refused by check_image or harmless; a line an image helps nobody
-        warnings.simplefilter("ignore")
-        for position in range(len(job.samples)):
-            try:
-                check_image(job.samples.read(position))
-            except OSError as error:
-                unreadable.append((position, error.strerror or str(error)))
-            except RunError as error:
-                unreadable.append((position, str(error)))
-    return unreadable
 
 
 def write_shard(job: ShardJob) -> ShardResult:
@@ -212,6 +186,8 @@ def _read_sample(job: ShardJob, position: int) -> tuple[bytes, ImageHeader]:
         data = job.samples.read(position)
         return data, read_header(data)
     except (OSError, RunError) as error:
+        if isinstance(error, OSError):
+            refuse_disk_failure(error, job.samples, position)
         where = json.dumps(job.samples.describe(position), ensure_ascii=False)
         raise RunError(f"{where} can no longer be read ({error}): it changed while it was prepared") from None
 

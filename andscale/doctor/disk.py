@@ -156,13 +156,16 @@ def judge_shared_memory(place: Path, total: int, free: int) -> Finding:
 
 
 def check_open_files() -> Finding:
-    """How many files one process may hold open."""
-    return judge_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
+    """How many files one process may hold open; a run raises its own limit to the hard one."""
+    return judge_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
-def judge_open_files(soft: int, hard: int) -> Finding:
+def judge_open_files(hard: int) -> Finding:
     """Shards stay open, each of them once a process."""
-    text = f"{'no limit' if soft == resource.RLIM_INFINITY else soft} a process"
-    if soft != resource.RLIM_INFINITY and soft < _LEAST_FILES:
-        return warning("open files", text, f"ulimit -n {_LEAST_FILES if hard < 0 else min(_LEAST_FILES * 8, hard)}")
+    if hard == resource.RLIM_INFINITY:
+        return ok("open files", "no limit a process")
+    text = f"{hard:,} a process: a data set may have nearly as many shards"
+    if hard < _LEAST_FILES:
+        fix = f"have the hard limit raised to {_LEAST_FILES * 8} (ulimit -Hn, limits.conf), or prepare larger shards"
+        return warning("open files", text, fix)
     return ok("open files", text)

@@ -1,5 +1,6 @@
 """``prepare``: bytes kept, deterministic, killed at every step and gone on, nothing foreign touched."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +20,12 @@ import pandas as pd
 import pytest
 
 import synthetic_sources as synthetic
+from andscale.data import image_check, shard_writer, workers
 from andscale.data import prepare as prepare_module
-from andscale.data import shard_writer, workers
 from andscale.data.prepare import PrepareOptions, prepare
 from andscale.data.shard_stream import stream_samples
 from andscale.data.shards import load_catalogue, open_dataset, verify_dataset
+from andscale.data.sources import open_source
 from andscale.errors import RunError, UsageError
 
 SMALL = PrepareOptions(samples_per_shard=3, num_workers=1)
@@ -249,30 +252,29 @@ def break_images(images):
     (images / "train" / "ant" / "cüt.jpg").write_bytes(synthetic.EVERY_KIND["a.jpg"][:-40])
     (images / "train" / "ant" / "empty.png").write_bytes(b"")
     (images / "val" / "bee" / "line\nbreak.gif").write_bytes(b"GIF89a")
-    (images / "val" / "bee" / "locked.png").symlink_to("/proc/self/mem")  # a file that cannot be read from its start
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_unreadable_images_stop_the_work_and_are_listed(tmp_path, images, capsys, num_workers):
     break_images(images)
     out = tmp_path / "out"
-    with pytest.raises(RunError, match="4 of 16 images cannot be read"):
+    with pytest.raises(RunError, match="3 of 15 images cannot be read"):
         prepare("image-folder", images, out, PrepareOptions(3, num_workers))
     told = capsys.readouterr().err
     listed = (out / ".parts" / "unreadable.txt").read_text().splitlines()
-    assert len(listed) == 4
+    assert len(listed) == 3
     for line in listed:
         assert line in told
     assert listed[0].startswith('"train/ant/cüt.jpg": ')
     assert listed[1] == '"train/ant/empty.png": empty file'
     assert listed[2] == '"val/bee/line\\nbreak.gif": not a JPEG, PNG, WebP or BMP image'
-    for path in ("train/ant/cüt.jpg", "train/ant/empty.png", "val/bee/line\nbreak.gif", "val/bee/locked.png"):
+    for path in ("train/ant/cüt.jpg", "train/ant/empty.png", "val/bee/line\nbreak.gif"):
         (images / path).unlink()
     assert prepare("image-folder", images, out, SMALL).splits["train"].num_samples == 9
 
 
 def test_skipped_images_are_recorded_and_ids_stay_contiguous(tmp_path, images, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_IMAGES_PER_CHECK", 2)
+    monkeypatch.setattr(image_check, "_IMAGES_PER_CHECK", 2)
     break_images(images)
     dataset = prepare("image-folder", images, tmp_path / "out", PrepareOptions(4, 1, skip_bad=True))
     catalogue = load_catalogue(dataset, "train")
@@ -283,9 +285,65 @@ def test_skipped_images_are_recorded_and_ids_stay_contiguous(tmp_path, images, m
         "train/ant/cüt.jpg",
         "train/ant/empty.png",
         "val/bee/line\nbreak.gif",
-        "val/bee/locked.png",
     ]
-    assert [s["split"] for s in record["skipped"]] == ["train", "train", "val", "val"]
+    assert [s["split"] for s in record["skipped"]] == ["train", "train", "val"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES, errno.EISDIR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_disk_that_fails_leaves_no_good_image_out(images, monkeypatch, code):
+    samples = open_source("image-folder", images).splits["train"].take(np.arange(2))
+    whole = type(samples).read
+
+    def failing(self, index):
+        if index:
+            raise OSError(code, os.strerror(code))
+        return whole(self, index)
+
+    monkeypatch.setattr(type(samples), "read", failing)
+    job = image_check.CheckJob("train", 0, samples)
+    if code in (errno.ENOENT, errno.EACCES, errno.EISDIR):
+        assert image_check.check_images(job) == image_check.Checked([(1, os.strerror(code))], [])
+        return
+    words = rf'"train/ant/.*": the disk failed \({os.strerror(code)}\): start again'
+    with pytest.raises(RunError, match=words):
+        image_check.check_images(job)
+    with pytest.raises(RunError, match=words):
+        shard_writer._read_sample(shard_writer.ShardJob(Path("x"), "train", 0, 0, samples), 1)
+
+
+def test_an_archive_that_is_gone_is_not_taken_for_unreadable_images(tmp_path):
+    synthetic.write_imagenet_tars(tmp_path, 2, 1, 1)
+    samples = open_source("imagenet", tmp_path).splits["val"]
+    (tmp_path / "ILSVRC2012_img_val.tar").unlink()
+    with pytest.raises(RunError, match=r"the disk failed \(No such file or directory\)"):
+        image_check.check_images(image_check.CheckJob("val", 0, samples))
+
+
+def test_a_record_that_no_reader_would_take_stops_before_anything_is_written(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(prepare_module, "MAX_RECORD_BYTES", 20_000)
+    options = PrepareOptions(3, 1, skip_bad=True)
+    for i in range(200):
+        (images / "train" / "bee" / f"bad{i:03d}.png").write_bytes(b"x")
+    listed = tmp_path / "out" / ".parts" / "unreadable.txt"
+    with pytest.raises(UsageError, match=rf"200 images to leave out .* listed in {listed}\): move them") as caught:
+        prepare("image-folder", images, tmp_path / "out", options)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".parts"]
+    for path in images.glob("train/bee/bad*"):
+        path.unlink()
+    assert prepare("image-folder", images, tmp_path / "out", options).splits["train"].num_samples == 9
+    assert len((tmp_path / "out" / "dataset.json").read_bytes()) < 20_000
+    with pytest.raises(UsageError, match="12 shards: .* a larger --samples-per-shard"):
+        monkeypatch.setattr(prepare_module, "MAX_RECORD_BYTES", 5_000)
+        prepare("image-folder", images, tmp_path / "other", PrepareOptions(1, 1))
+
+
+def test_the_size_of_the_record_is_foreseen(tmp_path, images, monkeypatch):
+    break_images(images)
+    foreseen, largest = [], prepare_module._largest_record
+    monkeypatch.setattr(prepare_module, "_largest_record", lambda *a: foreseen.append(largest(*a)) or foreseen[-1])
+    prepare("image-folder", images, tmp_path / "out", PrepareOptions(1, 1, skip_bad=True))
+    assert (tmp_path / "out" / "dataset.json").stat().st_size <= foreseen[0]
 
 
 def test_more_than_twenty_unreadable_images_are_counted(tmp_path, images, capsys):
@@ -377,6 +435,40 @@ def test_a_second_start_is_told_that_the_first_one_works(tmp_path, images):
         pytest.raises(RunError, match="another process is preparing"),
     ):
         prepare("image-folder", images, tmp_path / "out", SMALL)
+
+
+def test_the_lock_is_released_before_its_folder_is_removed(tmp_path, images, monkeypatch):
+    """NFS renames an open file that is removed, so its folder is not empty and rmdir fails."""
+    whole, out = shutil.rmtree, tmp_path / "out"
+
+    def of_nfs(folder, ignore_errors=False):
+        opened = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+        if not any(name.startswith(f"{folder}/") for name in opened):
+            whole(folder, ignore_errors)
+        elif not ignore_errors:
+            raise OSError(39, "Directory not empty", str(folder))
+
+    monkeypatch.setattr(shutil, "rmtree", of_nfs)
+    prepare("image-folder", images, out, SMALL)
+    assert not (out / ".parts").exists()
+
+
+def test_what_another_start_finished_meanwhile_is_taken(tmp_path, images, monkeypatch):
+    out = tmp_path / "out"
+    stop_before_dataset_json(monkeypatch, images, out)
+    locked = prepare_module._locked
+
+    @contextmanager
+    def late(folder):
+        monkeypatch.setattr(prepare_module, "_locked", locked)
+        prepare("image-folder", images, out, SMALL)
+        with locked(folder):
+            yield
+
+    monkeypatch.setattr(prepare_module, "_locked", late)
+    monkeypatch.setattr(shard_writer, "_write_tar", None)
+    assert prepare("image-folder", images, out, SMALL).splits["train"].num_samples == 9
+    assert not (out / ".parts").exists()
 
 
 @pytest.mark.parametrize("values", [{"samples_per_shard": 0}, {"num_workers": 0}, {"hold_out": 0}])

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 import synthetic_sources as synthetic
-from andscale.data.images import decode_rgb
+from andscale.data import image_check
+from andscale.data import prepare as prepare_module
+from andscale.data.images import check_image, decode_rgb
 from andscale.data.prepare import PrepareOptions, prepare
 from andscale.data.shard_stream import stream_samples
 from andscale.data.shards import load_catalogue
@@ -128,6 +130,46 @@ def test_images_that_cannot_be_read_are_all_listed_or_left_out(tmp_path, layout)
     kept = [data for _, data, _ in stream_samples(dataset, "train")]
     assert len(kept) == len(GOOD) + 2
     assert {data for data, _, _ in GOOD.values()} <= set(kept)
+
+
+def deep_grey(largest):
+    """A grey PNG of 16 bits."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, largest]], np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "is_dim"),
+    [
+        (deep_grey(4095), True),
+        (deep_grey(32_767), True),
+        (deep_grey(32_768), False),
+        (deep_grey(0), False),  # black is black at every depth
+        (solid("PNG", (4, 4), "L"), False),
+        (PHOTO, False),
+    ],
+    ids=["12 bits", "15 bits", "16 bits", "black", "8 bits", "photograph"],
+)
+def test_grey_of_fewer_bits_than_its_file_holds_is_noticed(data, is_dim):
+    assert check_image(data).is_dim == is_dim
+
+
+def test_dim_images_are_counted_at_the_end_of_the_start_that_finishes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(image_check, "_IMAGES_PER_CHECK", 1)
+    files = {"a.png": deep_grey(65_535), "b.png": deep_grey(4095), "c.png": deep_grey(4000), "d.png": b"x"}
+    synthetic.write_files(tmp_path / "flat", files)
+    options = PrepareOptions(num_workers=1, skip_bad=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_write_dataset", None)
+        with pytest.raises(TypeError):
+            prepare("image-folder", tmp_path / "flat", tmp_path / "out", options)
+    assert "warning: " not in capsys.readouterr().err
+    prepare("image-folder", tmp_path / "flat", tmp_path / "out", options)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(
+        'warning: grey images of 16 bits without a value above 32,767: 2, for one "b.png": the upper'
+    ), last
 
 
 def imagenet_with(folder, content, layout):

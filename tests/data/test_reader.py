@@ -1,3 +1,5 @@
+import errno
+import resource
 import shutil
 
 import numpy as np
@@ -8,9 +10,9 @@ from hypothesis import strategies as st
 
 from andscale.config_data import AugmentConfig, DataConfig
 from andscale.data import samples
-from andscale.data.order import WINDOW_CHUNKS, chunk_cuts, chunked_order
+from andscale.data.order import WINDOW_CHUNKS, chunk_cuts, chunked_order, spans
 from andscale.data.reader import SplitReader, batch_bounds, epoch_order, rank_counts
-from andscale.data.samples import spans
+
 from andscale.data.shards import load_catalogue, open_dataset
 from andscale.distributed import World
 from andscale.errors import RunError, UsageError
@@ -260,3 +262,33 @@ def test_neighbouring_samples_are_read_at_once_and_wide_gaps_are_left_out():
     # in their order: 10, 519, 110 and 0 KiB between them
     assert [part.tolist() for part in spans(starts, lengths)] == [[1, 2], [3, 0, 4]]
     assert [part.tolist() for part in spans(starts[:1], lengths[:1])] == [[0]]
+
+
+def test_opening_shards_takes_the_whole_limit_of_open_files(digits):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        samples.Shards(load_catalogue(digits, "val"))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, samples._MOST_FILES), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("soft", [2 << 20, resource.RLIM_INFINITY])
+def test_a_limit_of_open_files_is_never_lowered(digits, monkeypatch, soft):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+    monkeypatch.setattr(resource, "setrlimit", None)
+    samples.Shards(load_catalogue(digits, "val"))
+
+
+def test_too_many_open_shards_are_not_taken_for_damage(digits, monkeypatch):
+    catalogue = load_catalogue(digits, "val")
+    source = samples.SampleSource(samples.Shards(catalogue), np.array([0, 1]), 1, None)
+
+    def full(path, flags):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(samples.os, "open", full)
+    with pytest.raises(RunError, match=r"val-000000\.tar cannot be opened: .* raise it with ulimit -n") as caught:
+        source.decode_all((8, 8), "decode")
+    assert "--verify" not in str(caught.value)

@@ -1,5 +1,6 @@
 """Data sets at URLs: the same images as from the folder, each once; servers that fail, cut or change files."""
 
+import errno
 import os
 import tempfile
 import threading
@@ -195,3 +196,27 @@ def test_a_cache_that_others_can_write_is_refused(tmp_path):
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(UsageError, match="alone to write"):
         remote.cache_folder(str(tmp_path / "open"))
+
+
+def test_records_that_cannot_be_kept_name_the_setting_that_moves_them(served, small_shards, tmp_path, monkeypatch):
+    """Records and catalogues lie below $TMPDIR; ``data.cache_dir`` moves shards alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"records cannot be kept in .*: set TMPDIR to a folder"):
+        open_dataset(served.url)
+    with pytest.raises(UsageError, match=r"shards cannot be kept in .*: set data.cache_dir"):
+        remote.cache_folder(str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    far = open_dataset(served.url)
+
+    def full(_, file, *__):
+        file.write(b"{}")
+        raise OSError(errno.ENOSPC, "No space left on device")  # as flushing does
+
+    monkeypatch.setattr(remote, "_stream", full)
+    for fetching in (lambda: open_dataset(served.url), lambda: load_catalogue(far, "train")):
+        with pytest.raises(RunError, match="No space left on device: set TMPDIR to a folder"):
+            fetching()
+    shard = small_shards.splits["train"].shards[0]
+    with pytest.raises(RunError, match=r"No space left on device: set data.cache_dir"):
+        ShardCache(served.url, tmp_path, 1).open(shard.name, shard.bytes, shard.blake3)
