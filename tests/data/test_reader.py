@@ -12,7 +12,6 @@ from andscale.config_data import AugmentConfig, DataConfig
 from andscale.data import samples
 from andscale.data.order import WINDOW_CHUNKS, chunk_cuts, chunked_order, spans
 from andscale.data.reader import SplitReader, batch_bounds, epoch_order, rank_counts
-
 from andscale.data.shards import load_catalogue, open_dataset
 from andscale.distributed import World
 from andscale.errors import RunError, UsageError
