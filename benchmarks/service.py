@@ -123,7 +123,7 @@ def _load(row: Row, address: tuple[str, int], num_samples: int, seconds: float) 
 
 def _neighbours(num_samples: int) -> Callable[[int], bytes]:
     ids = np.random.default_rng(1).integers(0, num_samples, 100_000).tolist()
-    return lambda n: f"GET /v1/neighbours/{ids[n % len(ids)]} HTTP/1.1\r\nHost: service\r\n\r\n".encode()
+    return lambda n: f"GET /v1/neighbours/{ids[n % len(ids)]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 def _searches(num_samples: int) -> Callable[[int], bytes]:
@@ -132,7 +132,7 @@ def _searches(num_samples: int) -> Callable[[int], bytes]:
     vectors += 0.02 * np.random.default_rng(2).standard_normal(vectors.shape, np.float32)
     bodies = [row.astype("<f4").tobytes() for row in vectors]
     head = (
-        f"POST /v1/search?k=10 HTTP/1.1\r\nHost: service\r\nContent-Type: application/octet-stream\r\n"
+        f"POST /v1/search?k=10 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
         f"Content-Length: {4 * DIM}\r\n\r\n"
     ).encode()
     return lambda n: head + bodies[n % len(bodies)]

@@ -4,6 +4,7 @@ import hmac
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -161,6 +162,7 @@ class Guard:
         return f"the body is larger than the limit of {self._limits.body_bytes} bytes"
 
 
+@lru_cache(maxsize=256)
 def _is_of_this_machine(host: bytes) -> bool:
     """Whether a ``Host`` is a name that nobody else can give to 127.0.0.1.
 
