@@ -69,7 +69,7 @@ def linear_contenders() -> dict[str, Callable[[], object]]:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     config = build_config({"data": {"dataset": "none"}}, "benchmark")
     labels = np.random.default_rng(0).integers(0, _CLASSES, _BATCH).astype(np.int32)
-    reader: Any = SimpleNamespace(catalogue=SimpleNamespace(labels=labels))
+    reader: Any = SimpleNamespace(catalogue=SimpleNamespace(labels=labels), device=torch.device("cpu"))
     task = LinearTask(network, {"train": reader, "val": reader}, config, World(), 0)
     images = torch.randn(_BATCH, 3, 28, 28).contiguous(memory_format=torch.channels_last)
     batch = Batch(0, torch.arange(_BATCH), images, [_BATCH])

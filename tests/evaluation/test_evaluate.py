@@ -194,8 +194,8 @@ def test_without_a_validation_split_there_is_no_accuracy_and_a_reason(tmp_path, 
 def test_samples_without_labels_give_no_accuracy(trained, tmp_path, monkeypatch):
     layout = _copy(trained, tmp_path / "run")
 
-    def without_one_label(dataset, split, limit):
-        catalogue = load_catalogue(dataset, split, limit)
+    def without_one_label(dataset, split, limit, **how):
+        catalogue = load_catalogue(dataset, split, limit, **how)
         labels = catalogue.labels.copy()
         labels[3] = -1
         object.__setattr__(catalogue, "labels", labels)
